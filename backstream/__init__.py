@@ -1,0 +1,30 @@
+"""backstream: HTTP services behind NAT and firewalls, reached through their own outbound WebSockets.
+
+`Proxy` is what users talk to, `Agent` runs beside the service and dials the proxy. Both are async context managers.
+"""
+
+from backstream._callbacks import Handler
+from backstream._messages import Body, RequestHead, ResponseHead
+from backstream._version import __version__
+from backstream.agent import Agent
+from backstream.config import AgentSettings, ProxySettings, SessionSettings
+from backstream.errors import BackstreamError, ConfigurationError, ConnectionFailed, StreamError
+from backstream.proxy import Handshake, Proxy
+
+__all__ = [
+    "Agent",
+    "AgentSettings",
+    "BackstreamError",
+    "Body",
+    "ConfigurationError",
+    "ConnectionFailed",
+    "Handler",
+    "Handshake",
+    "Proxy",
+    "ProxySettings",
+    "RequestHead",
+    "ResponseHead",
+    "SessionSettings",
+    "StreamError",
+    "__version__",
+]

@@ -1,0 +1,59 @@
+from libc.stdint cimport uint64_t
+
+from backstream._flow cimport BudgetShare, WindowBudget
+from backstream._websocket cimport SessionLink
+
+
+cdef class AgentLink(SessionLink):
+    """The proxy's end of an agent's session."""
+    cdef:
+        # identity
+        readonly bytes client_id
+        readonly object address         # (host, port) of the agent, or None
+        readonly double since           # monotonic seconds
+        readonly bytes instance         # of the agent's HELLO
+        readonly uint64_t generation
+        # place in the table
+        AgentTable table
+        AgentGroup group                # while it takes new streams
+        int heap_index
+        uint64_t turn
+        object _on_notify
+
+
+cdef class AgentGroup:
+    """The agents that hold one id, in a heap: the one with the fewest streams first, ties in turn."""
+    cdef:
+        readonly bytes client_id
+        list heap
+        uint64_t turns
+        object waiting                  # exchanges, in order, while every session's transport is full
+
+    cdef AgentLink best(self, AgentLink other_than)
+    cdef int add(self, AgentLink link) except -1
+    cdef int remove(self, AgentLink link) except -1
+    cdef int moved(self, AgentLink link) except -1
+    cdef bint _before(self, AgentLink a, AgentLink b) noexcept
+    cdef bint only_congested(self) noexcept
+    cdef int serve_waiting(self) except -1
+    cdef int _up(self, int index) except -1
+    cdef int _down(self, int index) except -1
+
+
+cdef class AgentTable:
+    """Who can serve what: the agents by client id, and the ids that were seen."""
+    cdef:
+        readonly object settings        # ProxySettings
+        readonly WindowBudget budget
+        BudgetShare replay_share        # bytes of request bodies that are kept to be sent again
+        dict _groups
+        set _links                      # every session, registered or not, until it is lost
+        object _seen                    # id -> when it was last known, oldest first
+        double _started
+        readonly bint draining
+        object on_notify
+
+    cdef AgentLink pick(self, bytes client_id, AgentLink other_than)
+    cdef bint wait(self, object exchange, bytes client_id) except -1
+    cdef bint knows(self, bytes client_id)
+    cdef bint is_young(self) noexcept

@@ -1,0 +1,339 @@
+"""The proxy's agents: which session serves a client id.
+
+A group keeps its sessions in a heap of at most `max_agents_per_id`, reordered when a stream opens or closes; picking
+one is a look at its top. Ids that went away stay known for a day, so that 503 (away) can be told from 422 (unknown).
+"""
+
+import logging
+from collections import OrderedDict, deque
+
+from backstream._flow cimport BudgetShare, WindowBudget
+from backstream._loop cimport LoopState, monotonic
+from backstream._session cimport Session, Stream, StreamHandler
+from backstream._codec cimport RequestHead
+from backstream._websocket cimport SessionLink
+
+import os
+
+from backstream._messages import Hello
+from backstream._version import SOFTWARE
+
+logger = logging.getLogger("backstream.proxy")
+
+cdef enum:
+    SEEN_IDS = 65536
+
+cdef double SEEN_SECONDS = 86400.0
+cdef double YOUNG_SECONDS = 10.0        # after its start a proxy can't know who is only about to come back
+
+
+cdef class AgentLink(SessionLink):
+
+    def __init__(self, AgentTable table, LoopState loop, bytes client_id, address):
+        settings = table.settings.session
+        self.table = table
+        self.client_id = client_id
+        self.name = client_id.decode("ascii")
+        self.address = address
+        self.since = monotonic()
+        self.heap_index = -1
+        hello = Hello(
+            software=SOFTWARE, instance=os.urandom(16), generation=1, initial_window=settings.initial_window,
+            max_frame_size=settings.max_frame_size, max_streams=0,
+        )
+        self.begin(loop, Session(self, True, hello, table.budget, settings.max_window,
+                                 settings.upgraded_max_window), settings)
+        table._links.add(self)
+
+    def __repr__(self):
+        return f"<AgentLink {self.name} {self.address}>"
+
+    cdef StreamHandler accept(self, Stream stream, const RequestHead* head, bint end):
+        return None     # max_streams is 0: the session refuses before it comes here
+
+    cdef int on_capacity(self) except -1:
+        if self.group is not None:
+            self.group.moved(self)
+            if self.group.waiting:
+                self.group.serve_waiting()
+        elif self._retired() and self.session is not None and self.session.opened == 0 and not self.session.closed:
+            # Replaced or leaving, and its last stream has ended.
+            self.session.close(0, "", 1001)
+        return 0
+
+    cdef int on_hello(self, object hello) except -1:
+        self.instance = hello.instance
+        self.generation = hello.generation
+        self.table.register(self)
+        return 0
+
+    cdef int on_goaway(self, object goaway) except -1:
+        logger.info("agent %s is leaving: %s", self.name, goaway.message or "no reason given", extra={"id": self.name})
+        return 0
+
+    cdef int on_notify(self, str content_type, bytes data) except -1:
+        if self.table.on_notify is not None:
+            self.table.on_notify(self, content_type, data)
+        return 0
+
+    cdef int on_handler_error(self, Stream stream, object error) except -1:
+        logger.error("stream %d of agent %s failed", stream.id, self.name, exc_info=error, extra={"id": self.name})
+        return 0
+
+    cdef int lost(self, str message) except -1:
+        self.table.lost(self, message)
+        return 0
+
+    def _retired(self):
+        return self.instance is not None and self.group is None
+
+    def retire(self, str reason):
+        """Takes no new streams; closes when the last one has ended."""
+        if self.group is not None:
+            self.group.remove(self)
+            self.group = None
+        self.session.go_away(0, reason)
+        self.on_capacity()
+
+    @property
+    def stream_count(self) -> int:
+        """Streams that run on this session."""
+        return self.session.opened
+
+    @property
+    def served(self) -> int:
+        """Requests that were sent down this session."""
+        return self.session.served
+
+
+cdef class AgentGroup:
+
+    def __init__(self, bytes client_id):
+        self.client_id = client_id
+        self.heap = []
+        self.waiting = deque()
+
+    def __len__(self):
+        return len(self.heap)
+
+    cdef AgentLink best(self, AgentLink other_than):
+        """The agent for the next stream, or None when all are full; another than `other_than` where that is given."""
+        cdef AgentLink link, second
+        cdef int i
+        if not self.heap:
+            return None
+        link = <AgentLink>self.heap[0]
+        if link is other_than:
+            link = None
+            for i in range(1, min(3, <int>len(self.heap))):
+                second = <AgentLink>self.heap[i]
+                if link is None or self._before(second, link):
+                    link = second
+        if link is None or not link.session.can_open():
+            return None
+        self.turns += 1
+        link.turn = self.turns
+        return link
+
+    cdef bint _before(self, AgentLink a, AgentLink b) noexcept:
+        cdef bint a_open = a.session.can_open()
+        if a_open != b.session.can_open():
+            return a_open
+        if a.session.opened != b.session.opened:
+            return a.session.opened < b.session.opened
+        return a.turn < b.turn
+
+    cdef int add(self, AgentLink link) except -1:
+        link.heap_index = len(self.heap)
+        self.heap.append(link)
+        return self._up(link.heap_index)
+
+    cdef int remove(self, AgentLink link) except -1:
+        cdef int index = link.heap_index
+        cdef AgentLink last = <AgentLink>self.heap.pop()
+        link.heap_index = -1
+        if last is not link:
+            self.heap[index] = last
+            last.heap_index = index
+            self.moved(last)
+        return 0
+
+    cdef int moved(self, AgentLink link) except -1:
+        if len(self.heap) > 1:
+            self._up(link.heap_index)
+            self._down(link.heap_index)
+        return 0
+
+    cdef bint only_congested(self) noexcept:
+        """Whether an agent has room for streams and only its transport is full for the moment."""
+        cdef AgentLink link
+        for link in self.heap:
+            if (link.session.congested and not link.session.draining and not link.session.closed
+                    and link.session.opened < link.session._peer_max_streams):
+                return True
+        return False
+
+    cdef int serve_waiting(self) except -1:
+        """There may be room again: lets those that wait try, in order."""
+        while self.waiting and (<AgentLink>self.heap[0]).session.can_open():
+            self.waiting.popleft().try_again()
+        return 0
+
+    cdef int _up(self, int index) except -1:
+        cdef AgentLink link = <AgentLink>self.heap[index]
+        cdef AgentLink parent
+        while index:
+            parent = <AgentLink>self.heap[(index - 1) // 2]
+            if not self._before(link, parent):
+                break
+            self.heap[index] = parent
+            parent.heap_index = index
+            index = (index - 1) // 2
+        self.heap[index] = link
+        link.heap_index = index
+        return 0
+
+    cdef int _down(self, int index) except -1:
+        cdef AgentLink link = <AgentLink>self.heap[index]
+        cdef AgentLink child
+        cdef int size = <int>len(self.heap)
+        cdef int at
+        while 2 * index + 1 < size:
+            at = 2 * index + 1
+            if at + 1 < size and self._before(<AgentLink>self.heap[at + 1], <AgentLink>self.heap[at]):
+                at += 1
+            child = <AgentLink>self.heap[at]
+            if not self._before(child, link):
+                break
+            self.heap[index] = child
+            child.heap_index = index
+            index = at
+        self.heap[index] = link
+        link.heap_index = index
+        return 0
+
+
+cdef class AgentTable:
+
+    def __init__(self, settings, WindowBudget budget):
+        self.settings = settings
+        self.budget = budget
+        self.replay_share = BudgetShare()
+        self._groups = {}
+        self._links = set()
+        self._seen = OrderedDict()
+        self._started = monotonic()
+
+    def __len__(self):
+        return len(self._links)
+
+    def __iter__(self):
+        return iter(list(self._links))
+
+    def by_id(self, bytes client_id) -> list:
+        """The agents that take streams for an id."""
+        cdef AgentGroup group = self._groups.get(client_id)
+        return [] if group is None else list(group.heap)
+
+    def refusal(self, bytes client_id):
+        """Why another agent can't be taken now, or None."""
+        if self.draining:
+            return "the proxy is shutting down"
+        if len(self._links) >= self.settings.max_agents:
+            return f"the proxy has its {self.settings.max_agents} agents"
+        if client_id in self._groups and len(self._groups[client_id]) >= self.settings.max_agents_per_id:
+            return f"the id has its {self.settings.max_agents_per_id} agents"
+        return None
+
+    cdef AgentLink pick(self, bytes client_id, AgentLink other_than):
+        cdef object group = self._groups.get(client_id)
+        return None if group is None else (<AgentGroup>group).best(other_than)
+
+    cdef bint wait(self, object exchange, bytes client_id) except -1:
+        """Calls `exchange.try_again()` when an agent's transport has room again; false when that is not all it lacks."""
+        cdef AgentGroup group = self._groups.get(client_id)
+        if group is None or not group.only_congested():
+            return False
+        group.waiting.append(exchange)
+        return True
+
+    cdef bint knows(self, bytes client_id):
+        """Whether an agent holds the id or held it within the last day."""
+        if client_id in self._groups:
+            return True
+        seen = self._seen.get(client_id)
+        return seen is not None and monotonic() - seen < SEEN_SECONDS
+
+    cdef bint is_young(self) noexcept:
+        return monotonic() - self._started < YOUNG_SECONDS
+
+    def register(self, AgentLink link):
+        """An agent's HELLO came: it takes streams from now on, instead of an older session of the same agent."""
+        cdef AgentGroup group = self._groups.get(link.client_id)
+        cdef AgentLink other
+        if group is not None:
+            for other in list(group.heap):
+                if other.instance != link.instance:
+                    continue
+                if link.generation <= other.generation:
+                    link.session.close(0, "a session of this agent that is no older is connected", 1008)
+                    return
+                other.retire("a newer session of this agent took over")
+            if len(group.heap) >= self.settings.max_agents_per_id:
+                link.session.close(0, f"the id has its {self.settings.max_agents_per_id} agents", 1008)
+                return
+            group = self._groups.get(link.client_id)
+        if group is None:
+            group = self._groups[link.client_id] = AgentGroup(link.client_id)
+        self._see(link.client_id)
+        link.group = group
+        group.add(link)
+        logger.info("agent %s connected from %s", link.name, _text(link.address), extra={"id": link.name})
+        if self.draining:
+            link.session.go_away(0, "the proxy is shutting down")
+
+    def lost(self, AgentLink link, str message):
+        """A session is gone."""
+        cdef AgentGroup group = link.group
+        self._links.discard(link)
+        if group is not None:
+            group.remove(link)
+            link.group = None
+            self._see(link.client_id)
+            if not group.heap:
+                del self._groups[link.client_id]
+            waiting, group.waiting = group.waiting, deque()
+            for exchange in waiting:
+                exchange.try_again()
+        if link.instance is not None:
+            logger.info("agent %s disconnected from %s: %s", link.name, _text(link.address), message,
+                        extra={"id": link.name})
+
+    def _see(self, bytes client_id):
+        self._seen[client_id] = monotonic()
+        self._seen.move_to_end(client_id)
+        if len(self._seen) > SEEN_IDS:
+            self._seen.popitem(last=False)
+
+    def drain(self):
+        """Tells every agent to open its streams elsewhere; those that run go on, and new ones may come."""
+        cdef AgentLink link
+        self.draining = True
+        for link in list(self._links):
+            link.session.go_away(0, "the proxy is shutting down")
+
+    def close(self, int close_code=1001):
+        """Ends every session."""
+        cdef AgentLink link
+        for link in list(self._links):
+            link.session.close(0, "the proxy is shutting down", close_code)
+
+    def abort(self):
+        """Drops every session's connection."""
+        cdef AgentLink link
+        for link in list(self._links):
+            link.abort("the proxy has stopped")
+
+
+cdef str _text(address):
+    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "a local socket"

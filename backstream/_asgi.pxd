@@ -1,0 +1,64 @@
+from libc.stdint cimport int64_t, uint32_t
+
+from backstream._codec cimport FieldArray, RequestHead, Slice
+from backstream._service cimport Service
+from backstream._session cimport Stream, StreamHandler
+
+
+cdef class AsgiService(Service):
+    cdef:
+        object app
+        str root_path
+        bytes root_path_bytes
+        dict state                      # what the application's lifespan put there
+        object asyncio_loop
+        object task_factory
+        set tasks
+        dict peers                      # ip:port -> (host, port)
+        dict authorities                # host:port -> (host, port)
+        FieldArray fields
+        object lifespan
+        list held_starts                # requests whose head waits for the turn's end
+
+    cdef int start_soon(self, AsgiRequest request) except -1
+    cdef dict _scope(self, AsgiRequest request, const RequestHead* head)
+    cdef object _address(self, dict known, Slice text)
+
+
+cdef class AsgiRequest(StreamHandler):
+    """One request in the application."""
+    cdef:
+        AsgiService service
+        Stream stream
+        dict scope
+        object task
+        # the request
+        list pieces                     # of the body, not yet received by the application
+        int64_t waiting_bytes           # in them
+        bint body_ended
+        bint body_delivered             # with more_body False
+        bint wants_continue
+        bint disconnected
+        bint holds_place                # among the session's streams, though its own is gone
+        dict returned                   # a message that the application asked for and did not take
+        object receiver                 # a future, while `receive` waits
+        # the response
+        dict start                      # held until it is known whether a body follows
+        bint started
+        bint completed
+        bint takes_body                 # not for HEAD, 204, 304
+        int64_t length                  # bytes left of what was promised, -1 for none
+        object sender                   # a future, while `send` waits
+
+    cdef object _message(self)
+    cdef int _wake_receiver(self) except -1
+    cdef int _wake_sender(self) except -1
+    cdef int _gone(self) except -1
+    cdef int _send_head(self, bytes first, bint more) except -1
+    cdef int _respond(self, int status, object headers, bytes first, bint more) except -1
+
+
+cdef class Ready:
+    cdef:
+        object value
+        AsgiRequest request             # whose message `value` is, until somebody has it

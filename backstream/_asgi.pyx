@@ -1,0 +1,582 @@
+"""Runs an ASGI 3 application: one task a request, and no more than that where nothing has to wait.
+
+`receive` and `send` return an object that is done already whenever they can, and a coroutine where they must wait: for
+bytes of the client's, or for its credit. Bytes that the application has not received are not granted again, and `send`
+waits while the client does not read, so memory is bounded by the stream's window on both sides.
+"""
+
+import asyncio
+import logging
+from urllib.parse import unquote
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memchr
+
+from backstream._codec cimport (
+    BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers,
+    bytes_of, equals, is_connection_field, is_field_value, is_lower_token, slice_of,
+)
+from backstream._http._message cimport content_length, trim
+from backstream._loop cimport loop_state
+from backstream._service cimport Service
+from backstream._session cimport Stream, StreamHandler
+
+from backstream.errors import BackstreamError, ConfigurationError, StreamError
+
+logger = logging.getLogger("backstream.agent")
+
+cdef object Task = asyncio.Task
+
+cdef enum:
+    TOO_LARGE = 37
+    APP_ERROR = 36
+    NO_ERROR = 0
+    CACHED = 1024
+    DISCONNECT_TURNS = 5    # of the loop: from a task's http.disconnect through its waiter to the sender's cancellation
+
+cdef dict ASGI_VERSION = {"version": "3.0", "spec_version": "2.4"}
+cdef double LIFESPAN_SECONDS = 60.0
+
+
+class ClientDisconnected(OSError):
+    """`send` after the client has gone (ASGI 3, HTTP: send on a closed connection raises OSError)."""
+
+
+cdef class Ready:
+    """An awaitable that is done: it never suspends. What `receive` gave goes back if nobody comes to await it."""
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef object value = self.value
+        self.request = None
+        if value is None:
+            raise StopIteration
+        raise StopIteration(value)
+
+    def send(self, value):
+        self.request = None
+        raise StopIteration(self.value)
+
+    def throw(self, kind, value=None, traceback=None):
+        self.close()
+        raise kind if value is None else value
+
+    def close(self):
+        if self.request is not None:
+            # A task that was cancelled before its first step: `asyncio.wait_for(receive(), 0)`.
+            self.request.returned = self.value
+            self.request = None
+
+
+cdef Ready DONE = Ready()
+
+
+cdef class AsgiService(Service):
+
+    def __init__(self, app, root_path=""):
+        self.app = app
+        self.root_path = root_path.rstrip("/")
+        self.root_path_bytes = self.root_path.encode()
+        self.state = {}
+        self.tasks = set()
+        self.held_starts = []
+        self.peers = {}
+        self.authorities = {}
+        self.fields = FieldArray()
+
+    async def start(self):
+        """Runs the application's start-up. Raises ConfigurationError when it says that it failed."""
+        self.loop = loop_state()
+        self.asyncio_loop = asyncio.get_running_loop()
+        self.task_factory = self.asyncio_loop.get_task_factory()
+        self.lifespan = Lifespan(self.app, self.state)
+        await self.lifespan.startup()
+
+    async def stop(self):
+        """Cancels what still runs, then runs the application's shutdown."""
+        tasks = list(self.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=5.0)
+        if self.lifespan is not None:
+            await self.lifespan.shutdown()
+
+    cdef StreamHandler open(self, Stream stream, const RequestHead* head, bint end):
+        cdef AsgiRequest request = AsgiRequest.__new__(AsgiRequest)
+        cdef object task
+        self.requests += 1
+        request.service = self
+        request.stream = stream
+        request.length = -1
+        request.takes_body = not stream.answers_head
+        request.body_ended = end
+        if head.upgrade.size:
+            request.scope = None
+            self._refuse_upgrade(request, stream)
+            return request
+        request.scope = self._scope(request, head)
+        if self.task_factory is None:
+            # As loop.create_task would, less its detours; the name is given, or one would be formatted each time.
+            task = Task(request.run(), loop=self.asyncio_loop, name="backstream request")
+        else:
+            task = self.asyncio_loop.create_task(request.run())
+        request.task = task
+        self.tasks.add(task)
+        return request
+
+    cdef int start_soon(self, AsgiRequest request) except -1:
+        if not self.held_starts:
+            self.asyncio_loop.call_soon(self._send_held_starts)
+        self.held_starts.append(request)
+        return 0
+
+    def _send_held_starts(self):
+        cdef AsgiRequest request
+        cdef list held = self.held_starts
+        self.held_starts = []
+        for request in held:
+            request._start_without_body()
+
+    def _refuse_upgrade(self, AsgiRequest request, Stream stream):
+        request.completed = True
+        request._respond(501, [(b"content-type", b"text/plain; charset=utf-8")],
+                         b"WebSockets are not served by an ASGI application yet\n", False)
+
+    cdef dict _scope(self, AsgiRequest request, const RequestHead* head):
+        cdef Py_ssize_t i
+        cdef Field* field
+        cdef const char* mark = <const char*>memchr(head.target.ptr, c'?', head.target.size)
+        cdef bytes raw_path, query
+        cdef list headers = []
+        cdef str path
+        cdef str root = self.root_path
+        cdef bint plain = head.scheme.size == 4
+        cdef object server = self._address(self.authorities, head.authority)
+        if server is not None and server[1] is None:
+            # ASGI's port is None for Unix sockets only; frameworks make URLs of it.
+            server = (server[0], 80 if plain else 443)
+        if mark == NULL:
+            raw_path = bytes_of(head.target)
+            query = b""
+        else:
+            raw_path = PyBytes_FromStringAndSize(head.target.ptr, mark - head.target.ptr)
+            query = PyBytes_FromStringAndSize(mark + 1, head.target.ptr + head.target.size - mark - 1)
+        if head.prefix.size:
+            root = self.root_path + unquote(bytes_of(head.prefix).decode("ascii")).rstrip("/")
+            raw_path = bytes_of(head.prefix).rstrip(b"/") + raw_path
+        if self.root_path_bytes:
+            raw_path = self.root_path_bytes + raw_path
+        path = raw_path.decode("ascii")
+        if "%" in path:
+            path = unquote(path)
+        if head.authority.size:
+            headers.append((b"host", bytes_of(head.authority)))
+        for i in range(head.field_count):
+            field = &head.fields[i]
+            headers.append((bytes_of(field.name), bytes_of(field.value)))
+            if field.name.size == 6 and equals(field.name, b"expect", 6):
+                request.wants_continue = True
+        if head.body == BODY_SIZED:
+            headers.append((b"content-length", b"%d" % head.length))
+        elif head.body == BODY_CHUNKED:
+            headers.append((b"transfer-encoding", b"chunked"))
+        return {
+            "type": "http",
+            "asgi": ASGI_VERSION,
+            "http_version": "1.1" if head.http_major == 1 and head.http_minor else f"{head.http_major}.{head.http_minor}",
+            "method": bytes_of(head.method).decode("ascii"),
+            "scheme": "http" if plain else "https",
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "root_path": root,
+            "headers": headers,
+            "client": self._address(self.peers, head.peer),
+            "server": server,
+            "state": self.state.copy() if self.state else {},
+            "extensions": {},
+        }
+
+    cdef object _address(self, dict known, Slice text):
+        """(host, port) for "host:port", remembered since a few come again and again."""
+        cdef bytes key = bytes_of(text)
+        cdef object address = known.get(key)
+        if address is None and key:
+            host, separator, port = key.decode("ascii").rpartition(":")
+            if separator and port.isdigit():
+                address = (host.strip("[]"), int(port))
+            else:
+                address = (key.decode("ascii").strip("[]"), None)
+            if len(known) >= CACHED:
+                known.clear()
+            known[key] = address
+        return address
+
+
+cdef class AsgiRequest(StreamHandler):
+
+    async def run(self):
+        """Runs the application to its end, whatever that is."""
+        try:
+            await self.service.app(self.scope, self.receive, self.send)
+        except ClientDisconnected:
+            pass
+        except asyncio.CancelledError:
+            if not self.completed and self.stream is not None:
+                self.stream.reset(APP_ERROR, "the application was cancelled")
+        except Exception:
+            if self.disconnected:
+                logger.debug("the application failed after its client had gone", exc_info=True)
+            else:
+                self._failed("the application failed", exc_info=True)
+        else:
+            if not self.completed and not self.disconnected:
+                self._failed("the application returned without a complete response", exc_info=False)
+        finally:
+            if self.holds_place:
+                self.stream.session.free_place()
+            self.completed = True
+            self.scope = None
+            self.service.tasks.discard(self.task)
+            self.task = None
+            self._wake_receiver()
+
+    def _failed(self, str what, bint exc_info):
+        path = self.scope["path"]
+        logger.error("%s: %s %s", what, self.scope["method"], path, exc_info=exc_info,
+                     extra={"id": self.stream.session.owner.name, "stream": self.stream.id})
+        if not self.started:
+            self.start = None
+            self._respond(500, [(b"content-type", b"text/plain; charset=utf-8")], b"Internal Server Error\n", False)
+        else:
+            self.stream.reset(APP_ERROR, what)
+        self.completed = True
+
+    # --- for the application ---
+
+    def receive(self):
+        """ASGI's receive: `http.request` as long as there is body, then `http.disconnect`."""
+        cdef Ready ready
+        cdef object message = self._message()
+        if message is None:
+            return self._receive_later()
+        ready = Ready.__new__(Ready)
+        ready.value = message
+        ready.request = self
+        return ready
+
+    async def _receive_later(self):
+        while True:
+            message = self._message()
+            if message is not None:
+                return message
+            if self.receiver is None:
+                self.receiver = self.service.asyncio_loop.create_future()
+            await asyncio.shield(self.receiver)
+
+    cdef object _message(self):
+        cdef bytes body
+        cdef ResponseHead head
+        cdef dict returned = self.returned
+        if returned is not None:
+            self.returned = None
+            if not self.disconnected:
+                return returned
+        if self.pieces and not self.disconnected:
+            if len(self.pieces) == 1:
+                body = <bytes>self.pieces[0]
+            else:
+                body = b"".join(self.pieces)
+            self.pieces = None
+            self.body_delivered = self.body_ended
+            # Granted when the application has it, so that what it does not ask for is not sent.
+            self.waiting_bytes = 0
+            self.stream.consume(len(body))
+            return {"type": "http.request", "body": body, "more_body": not self.body_ended}
+        if self.disconnected or self.completed:
+            return {"type": "http.disconnect"}
+        if self.body_ended:
+            if not self.body_delivered:
+                self.body_delivered = True
+                return {"type": "http.request", "body": b"", "more_body": False}
+        elif self.wants_continue:
+            # RFC 9110 §10.1.1: the client waits for a word that its body is wanted.
+            self.wants_continue = False
+            head.status = 100
+            head.reason.size = head.upgrade.size = head.field_count = head.body = head.length = 0
+            self.stream.respond_interim(&head)
+        return None
+
+    def send(self, message):
+        """ASGI's send. Raises ClientDisconnected when the client is gone, RuntimeError when the application errs."""
+        cdef str kind = message["type"]
+        cdef bytes body
+        cdef bint more
+        if self.disconnected:
+            return self._send_to_nobody()
+        if kind == "http.response.body":
+            if self.start is None and not self.started:
+                raise RuntimeError("http.response.body before http.response.start")
+            if self.completed:
+                raise RuntimeError("http.response.body after the response was complete")
+            value = message.get("body", b"")
+            body = value if type(value) is bytes else bytes(value)
+            more = message.get("more_body", False)
+            if not self.started:
+                self._send_head(body, more)
+            elif body and self.takes_body:
+                self._write(body)
+            if not more:
+                self._complete()
+            elif self.stream.room() <= 0 and body:
+                return self._send_later()
+            return DONE
+        if kind == "http.response.start":
+            if self.started or self.start is not None:
+                raise RuntimeError("a second http.response.start")
+            self.start = message
+            for pair in message.get("headers", ()):
+                if len(pair[0]) == 14 and pair[0].lower() == b"content-length":
+                    self._send_head(b"", True)
+                    return DONE
+            # Whether a body follows settles the framing; the head waits for it only as long as this turn lasts.
+            self.service.start_soon(self)
+            return DONE
+        raise RuntimeError(f"an ASGI message that is not known here: {kind}")
+
+    def _start_without_body(self):
+        if not self.started and self.start is not None and not self.disconnected:
+            try:
+                self._send_head(b"", True)
+            except Exception:
+                self._failed("the application's response is malformed", exc_info=True)
+
+    async def _send_later(self):
+        while not self.disconnected and self.stream.room() <= 0:
+            if self.sender is None:
+                self.sender = self.service.asyncio_loop.create_future()
+            await asyncio.shield(self.sender)
+        if self.disconnected:
+            await self._send_to_nobody()
+
+    async def _send_to_nobody(self):
+        # An application that listens for http.disconnect beside its sending (Django) gives up in good order when that
+        # comes first; an exception here would cut it short.
+        for _ in range(DISCONNECT_TURNS):
+            await asyncio.sleep(0)
+        raise ClientDisconnected("the client has gone")
+
+    def _write(self, bytes body):
+        if self.length >= 0:
+            if len(body) > self.length:
+                self.stream.reset(APP_ERROR, "more body than its Content-Length")
+                self._gone()
+                raise RuntimeError("the response has more body than its Content-Length")
+            self.length -= len(body)
+        self.stream.write(body)
+
+    def _complete(self):
+        if self.length > 0:
+            self.stream.reset(APP_ERROR, "less body than its Content-Length")
+            self._gone()
+            raise RuntimeError("the response has less body than its Content-Length")
+        self.completed = True
+        self.stream.end()
+        self._wake_receiver()
+
+    cdef int _send_head(self, bytes first, bint more) except -1:
+        cdef dict start = self.start
+        self.start = None
+        return self._respond(start["status"], start.get("headers", ()), first, more)
+
+    cdef int _respond(self, int status, object headers, bytes first, bint more) except -1:
+        cdef FieldArray fields = self.service.fields
+        cdef ResponseHead head
+        cdef Field field
+        cdef int64_t length
+        cdef bytes name, value
+        cdef list lowered = None        # what slices point into beside the headers themselves
+        if not 200 <= status <= 999:
+            raise RuntimeError(f"a final response with status {status}")
+        fields.count = 0
+        head.status = status
+        head.reason.size = head.upgrade.size = 0
+        head.body = BODY_CHUNKED
+        head.length = 0
+        self.length = -1
+        if type(headers) is not list and type(headers) is not tuple:
+            headers = list(headers)
+        for pair in headers:
+            name, value = pair
+            field.name = slice_of(name)
+            if not is_lower_token(field.name):
+                name = name.lower()
+                if lowered is None:
+                    lowered = []
+                lowered.append(name)
+                field.name = slice_of(name)
+            field.value = slice_of(value)
+            trim(&field.value)
+            field.kind = 0
+            if not is_lower_token(field.name) or not is_field_value(field.value):
+                raise RuntimeError(f"a response header with characters that may not stand in it: {name!r}")
+            if is_connection_field(field.name):
+                if field.name.size == 14:     # content-length
+                    length = content_length(field.value)
+                    if self.length >= 0 and self.length != length:
+                        raise RuntimeError("two Content-Lengths that differ")
+                    self.length = length
+                continue
+            fields.add(field)
+        if status == 204 or status == 304:
+            self.takes_body = False
+        if self.length >= 0:
+            head.body = BODY_SIZED
+            head.length = self.length
+        elif not more:
+            head.body = BODY_SIZED if self.takes_body else BODY_NONE
+            head.length = len(first) if self.takes_body else 0
+        if status == 204:
+            head.body = BODY_NONE
+            head.length = 0
+        head.fields = fields.items
+        head.field_count = fields.count
+        if not self.takes_body:
+            self.length = -1
+        self.started = True
+        try:
+            self.stream.respond(&head, not more and (not self.takes_body or head.body == BODY_SIZED and head.length == 0))
+        except StreamError as error:
+            self.stream.reset(TOO_LARGE, str(error))
+            self._gone()
+            raise RuntimeError(str(error)) from None
+        if first and self.takes_body:
+            self._write(first)
+        if not more and self.scope is None:
+            self.stream.end()
+        return 0
+
+    # --- from the stream ---
+
+    cdef int on_data(self, Stream stream, const char* data, Py_ssize_t size) except -1:
+        if self.completed:
+            stream.consume(size)
+            return 0
+        if self.pieces is None:
+            self.pieces = []
+        self.pieces.append(PyBytes_FromStringAndSize(data, size))
+        self.waiting_bytes += size
+        return self._wake_receiver()
+
+    cdef int on_end(self, Stream stream, const Trailers* trailers) except -1:
+        self.body_ended = True
+        return self._wake_receiver()
+
+    cdef int on_reset(self, Stream stream, uint32_t code, str message) except -1:
+        if code == NO_ERROR and self.completed:
+            self.pieces = None
+            return self._wake_receiver()
+        if not self.completed and not self.disconnected:
+            # The work goes on in the application: until it ends it counts against max_streams.
+            self.holds_place = True
+            stream.session.hold_place()
+        return self._gone()
+
+    cdef int _gone(self) except -1:
+        self.disconnected = True
+        self.pieces = None
+        self._wake_receiver()
+        return self._wake_sender()
+
+    cdef int on_writable(self, Stream stream) except -1:
+        return self._wake_sender()
+
+    cdef int _wake_receiver(self) except -1:
+        cdef object receiver = self.receiver
+        if receiver is not None:
+            self.receiver = None
+            if not receiver.done():
+                receiver.set_result(None)
+        return 0
+
+    cdef int _wake_sender(self) except -1:
+        cdef object sender = self.sender
+        if sender is not None:
+            self.sender = None
+            if not sender.done():
+                sender.set_result(None)
+        return 0
+
+
+class Lifespan:
+    """An application's start-up and shutdown (ASGI 3, lifespan); one that does not know it is served without."""
+
+    def __init__(self, app, state):
+        self._app = app
+        self._state = state
+        self._events = asyncio.Queue()
+        self._started = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._failure = None
+        self._supported = False
+        self._task = None
+
+    async def startup(self):
+        """Waits for `lifespan.startup.complete`. Raises ConfigurationError for `lifespan.startup.failed`."""
+        self._task = asyncio.ensure_future(self._run())
+        self._events.put_nowait({"type": "lifespan.startup"})
+        try:
+            await asyncio.wait_for(self._started.wait(), LIFESPAN_SECONDS)
+        except asyncio.TimeoutError:
+            self._task.cancel()
+            raise ConfigurationError(f"the application's start-up took longer than {LIFESPAN_SECONDS:g} s") from None
+        except asyncio.CancelledError:
+            self._task.cancel()
+            raise
+        if self._failure is not None:
+            raise ConfigurationError(f"the application failed to start: {self._failure}")
+
+    async def shutdown(self):
+        """Waits for the application's shutdown, for a while."""
+        if self._task is None or self._task.done():
+            return
+        self._events.put_nowait({"type": "lifespan.shutdown"})
+        done, _ = await asyncio.wait([self._task], timeout=LIFESPAN_SECONDS)
+        if not done:
+            logger.warning("the application's shutdown took longer than %g s and was cancelled", LIFESPAN_SECONDS)
+            self._task.cancel()
+
+    async def _run(self):
+        try:
+            await self._app({"type": "lifespan", "asgi": ASGI_VERSION, "state": self._state}, self._events.get,
+                            self._send)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if self._supported and not self._started.is_set():
+                self._failure = self._failure or str(error) or type(error).__name__
+            elif self._started.is_set():
+                logger.exception("the application's shutdown failed")
+            else:
+                logger.debug("the application does not support lifespan", exc_info=True)
+        finally:
+            self._started.set()
+            self._stopped.set()
+
+    async def _send(self, message):
+        kind = message["type"]
+        self._supported = True
+        if kind == "lifespan.startup.failed":
+            self._failure = message.get("message") or "no reason given"
+            self._started.set()
+        elif kind == "lifespan.startup.complete":
+            self._started.set()
+        elif kind == "lifespan.shutdown.failed":
+            logger.error("the application's shutdown failed: %s", message.get("message", ""))

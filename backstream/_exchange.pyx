@@ -1,0 +1,309 @@
+"""One request through the tunnel: which agent serves it, how long that may take, what is tried again, how it fails.
+
+Knows streams and sessions, but nothing of HTTP/1.1's spelling: a front end reads the request, encodes its head, and
+takes the response as a `Responder`. The front end's one deadline is the exchange's while the exchange runs.
+
+A request is sent again only where nothing can have come of it: the agent said REFUSED or DRAINING (any method, while
+all of the body that was sent is still at hand), or its session was lost without a word (only an idempotent method
+without a body, once).
+"""
+
+from libc.stdint cimport int64_t, uint32_t
+
+from backstream._agents cimport AgentLink, AgentTable
+from backstream._buffer cimport Buffer
+from backstream._codec cimport ResponseHead, Trailers
+from backstream._loop cimport LoopMember, monotonic
+from backstream._session cimport Stream, StreamHandler
+
+from backstream.errors import STATUS_OF_CODE, ErrorCode, StreamError
+
+
+# How long a request waits for a transport that is full: a loaded one has room again within milliseconds.
+cdef double CONGESTION_SECONDS = 2.0
+
+cdef enum:
+    NO_ERROR = 0
+    REFUSED = 7
+    CANCEL = 8
+    TIMEOUT = 32
+    UPSTREAM_UNREACHABLE = 33
+    TOO_LARGE = 37
+    DRAINING = 38
+    SESSION_LOST = 256
+    MAX_REFUSALS = 3
+
+# RFC 9209 §2.3 error types by code; what is not here ended within the answer.
+_CAUSES = {
+    ErrorCode.PROTOCOL_ERROR: "http_protocol_error",
+    ErrorCode.INTERNAL: "proxy_internal_error",
+    ErrorCode.FLOW_CONTROL_ERROR: "http_protocol_error",
+    ErrorCode.STREAM_CLOSED: "http_protocol_error",
+    ErrorCode.FRAME_SIZE_ERROR: "http_protocol_error",
+    ErrorCode.REFUSED: "connection_limit_reached",
+    ErrorCode.DRAINING: "destination_unavailable",
+    ErrorCode.TIMEOUT: "connection_read_timeout",
+    ErrorCode.UPSTREAM_UNREACHABLE: "connection_refused",
+    ErrorCode.UPSTREAM_PROTOCOL: "http_protocol_error",
+    ErrorCode.TOO_LARGE: "http_response_header_section_size",
+}
+
+# Whose fault it is: the agent's, or that of the service behind it.
+_SERVICE_CODES = frozenset((
+    ErrorCode.TIMEOUT, ErrorCode.UPSTREAM_UNREACHABLE, ErrorCode.UPSTREAM_RESET, ErrorCode.UPSTREAM_PROTOCOL,
+    ErrorCode.APP_ERROR, ErrorCode.TOO_LARGE,
+))
+
+
+cdef class Responder(LoopMember):
+
+    cdef int send_interim(self, const ResponseHead* head) except -1:
+        """Passes an interim head on."""
+        return 0
+
+    cdef int send_head(self, const ResponseHead* head, bint end) except -1:
+        """The final head. `end`: no body follows; `send_end` comes next."""
+        return 0
+
+    cdef int send_data(self, const char* data, Py_ssize_t size) except -1:
+        """Body bytes, valid during the call; `exchange.taken` tells when the client took them."""
+        return 0
+
+    cdef int send_end(self, const Trailers* trailers) except -1:
+        """The response is complete; the exchange is over."""
+        return 0
+
+    cdef int send_error(self, int status, str cause, str detail, str leg) except -1:
+        """No response came; the exchange is over. cause: an RFC 9209 error type; leg: where it failed."""
+        return 0
+
+    cdef int send_cut(self, str cause) except -1:
+        """The response breaks off within its body and must not look whole; the exchange is over."""
+        return 0
+
+    cdef int resume_request(self) except -1:
+        """`exchange.room()` is above 0 again."""
+        return 0
+
+
+cdef class Exchange(StreamHandler):
+
+    cdef int start(self) except -1:
+        """Sends the request's head to an agent, or says why it can't. The request's members are set by the caller."""
+        self.replayable = True
+        self.active_at = monotonic()
+        return self._open(None)
+
+    cdef int _open(self, AgentLink other_than) except -1:
+        cdef AgentLink link = self.table.pick(self.client_id, other_than)
+        cdef bytes part
+        if link is None:
+            if self.table.wait(self, self.client_id):
+                self.waiting = True
+                return self._set_deadline(CONGESTION_SECONDS)
+            return self._no_agent()
+        self.link = link
+        try:
+            self.stream = link.session.open(self.payload.data, self.payload.size, self,
+                                            self.request_ended and not self.has_body and not self.offers_upgrade,
+                                            self.is_head, self.length)
+        except StreamError as error:
+            return self._fail(431, "http_request_error", str(error), "proxy")
+        if self.replay is not None:
+            for part in self.replay:
+                self.stream.write(part)
+        if self.request_ended:
+            if self.has_body:
+                self.stream.end()
+            return self._await_head()
+        return self._set_deadline(self.idle_timeout)
+
+    def try_again(self):
+        """An agent's transport may have room again, or none is left to wait for."""
+        if self.finished:
+            return
+        self.waiting = False
+        self._open(None)
+        if not self.finished and self.stream is not None:
+            self.responder.resume_request()
+
+    cdef int _await_head(self) except -1:
+        """The request is complete: the time for the response's head runs."""
+        if self.head_timeout > 0:
+            return self._set_deadline(self.head_timeout)
+        return self.responder.loop.clear_deadline(self.responder)
+
+    cdef int _set_deadline(self, double seconds) except -1:
+        return self.responder.loop.set_deadline(self.responder, seconds)
+
+    # --- from the front end ---
+
+    cdef int body(self, bytes data) except -1:
+        """Bytes of the request's body."""
+        cdef Py_ssize_t size
+        if self.finished:
+            return 0
+        self.active_at = monotonic()
+        if self.waiting:
+            # No more than one read: from here on the room is 0.
+            if self.replay is None:
+                self.replay = []
+            self.replay.append(data)
+            return 0
+        if self.stream is None:
+            return 0
+        if self.replayable:
+            size = len(data)
+            if self.stream.acknowledged or self.upgraded:
+                self._drop_replay()
+            elif (self.replay_bytes + size > self.link.session._peer_window
+                    or not self.table.budget.take(self.table.replay_share, size)):
+                self._drop_replay()
+            else:
+                if self.replay is None:
+                    self.replay = []
+                self.replay.append(data)
+                self.replay_bytes += size
+        self.stream.write(data)
+        return 0
+
+    cdef int end(self, const Trailers* trailers) except -1:
+        """The request is complete."""
+        if self.finished:
+            return 0
+        self.request_ended = True
+        if self.stream is None:
+            return 0
+        if trailers != NULL and trailers.field_count:
+            self._drop_replay()
+            self.stream.end_with_trailers(trailers)
+        else:
+            self.stream.end()
+        if not self.head_sent:
+            self._await_head()
+        return 0
+
+    cdef int64_t room(self) noexcept:
+        """How many bytes of the body can be taken now."""
+        return 0 if self.finished or self.stream is None else self.stream.room()
+
+    cdef int taken(self, int64_t count) except -1:
+        """The client took `count` bytes of the response."""
+        if self.stream is not None:
+            self.stream.consume(count)
+        return 0
+
+    cdef int abandon(self, uint32_t code, str message) except -1:
+        """The client is gone or no longer interested."""
+        cdef Stream stream = self.stream
+        if self.finished:
+            return 0
+        self.finished = True
+        self.waiting = False
+        self._drop_replay()
+        if stream is not None:
+            stream.reset(code, message)
+        return 0
+
+    cdef int deadline(self) except -1:
+        """The front end's deadline passed while the exchange runs."""
+        cdef double left
+        if self.waiting:
+            self.waiting = False
+            return self._fail(503, "connection_limit_reached", "the agent does not read", "session")
+        if self.request_ended and not self.head_sent:
+            self.stream.reset(TIMEOUT, "no response within the time limit")
+            return self._fail(504, "connection_read_timeout", f"no response within {self.head_timeout:g} s", "service")
+        left = self.active_at + self.idle_timeout - monotonic()
+        if left > 0:
+            return self._set_deadline(left)
+        self.stream.reset(CANCEL, "idle")
+        if self.head_sent:
+            self.finished = True
+            return self.responder.send_cut(f"nothing moved for {self.idle_timeout:g} s")
+        return self._fail(408, "http_request_error", f"no byte of the body within {self.idle_timeout:g} s", "client")
+
+    # --- from the stream ---
+
+    cdef int on_head(self, Stream stream, const ResponseHead* head, bint interim, bint end) except -1:
+        if self.finished:
+            return 0
+        if self.replay is not None:
+            self._drop_replay()
+        if interim:
+            return self.responder.send_interim(head)
+        self.head_sent = True
+        self.upgraded = head.status == 101
+        if not end:
+            self.active_at = monotonic()
+            self._set_deadline(self.idle_timeout)
+        if self.offers_upgrade and not self.upgraded:
+            # Nobody took the upgrade: the request has no body and ends here (the stream was left open for it).
+            self.request_ended = True
+            stream.end()
+        return self.responder.send_head(head, end)
+
+    cdef int on_data(self, Stream stream, const char* data, Py_ssize_t size) except -1:
+        if self.finished:
+            return 0
+        self.active_at = monotonic()
+        return self.responder.send_data(data, size)
+
+    cdef int on_end(self, Stream stream, const Trailers* trailers) except -1:
+        if self.finished:
+            return 0
+        if not self.upgraded:
+            self.finished = True
+        return self.responder.send_end(trailers)
+
+    cdef int on_writable(self, Stream stream) except -1:
+        if self.finished:
+            return 0
+        return self.responder.resume_request()
+
+    cdef int on_reset(self, Stream stream, uint32_t code, str message) except -1:
+        cdef AgentLink link = self.link
+        cdef str leg
+        if self.finished or stream is not self.stream:
+            return 0
+        self.stream = None
+        if self.head_sent:
+            self.finished = True
+            return self.responder.send_cut(message or "the agent gave the stream up")
+        if code == REFUSED or code == DRAINING:
+            self.refusals += 1
+            if self.replayable and not self.offers_upgrade and self.refusals <= MAX_REFUSALS:
+                return self._open(link)
+        elif (code == SESSION_LOST and self.is_idempotent and not self.has_body and not self.lost_once
+                and not self.offers_upgrade):
+            self.lost_once = True
+            if self.table.pick(self.client_id, link) is not None:
+                return self._open(link)
+        leg = "session" if code == SESSION_LOST else "service" if code in _SERVICE_CODES else "agent"
+        return self._fail(STATUS_OF_CODE.get(code, 502), _CAUSES.get(code, "connection_terminated"),
+                          message or "the agent gave the request up", leg)
+
+    # --- failing ---
+
+    cdef int _no_agent(self) except -1:
+        if self.table.by_id(self.client_id):
+            return self._fail(503, "connection_limit_reached", "every agent of this id is at its limit", "session")
+        if self.table.knows(self.client_id):
+            return self._fail(503, "destination_unavailable", "the agent is away", "session")
+        if self.table.is_young():
+            return self._fail(503, "destination_unavailable", "no agent has this id yet, the proxy has just started",
+                              "session")
+        return self._fail(422, "destination_not_found", "no agent has this id", "proxy")
+
+    cdef int _fail(self, int status, str cause, str detail, str leg) except -1:
+        self.finished = True
+        self._drop_replay()
+        return self.responder.send_error(status, cause, detail, leg)
+
+    cdef int _drop_replay(self) except -1:
+        self.replayable = False
+        if self.replay is not None:
+            self.table.budget.give_back(self.table.replay_share, self.replay_bytes)
+            self.replay = None
+            self.replay_bytes = 0
+        return 0

@@ -1,0 +1,105 @@
+"""The arithmetic of credit and nothing else: receive windows, their growth, and the budget that bounds it.
+
+A receiver grants again what its consumer took, a quarter of the window at a time. A consumer that takes a whole window
+within two round trips is held up by the window and not by itself, so the window doubles, as long as the budget that
+all sessions of the process share has room. One that takes more than twice as long has more in flight than the path
+holds, so what was added is halved again. A stream's part of the budget goes back when it ends.
+"""
+
+from libc.stdint cimport int64_t
+
+
+# Two round trips count as no shorter than this. What streams have in flight beyond what the path holds waits in the
+# receiver's socket, in front of everybody else's small answers: so the floor is generous only for a session's first
+# bytes of growth, which let a lone stream run over a short path.
+cdef double GENEROUS_ROUND_SECONDS = 0.02
+cdef double FAST_ROUND_SECONDS = 0.0005
+
+
+cdef class BudgetShare:
+    pass
+
+
+cdef class WindowBudget:
+    """Bytes that windows may grow by beyond their initial size, over all sessions of the process.
+
+    While several sessions hold some, none gets more than a quarter; one alone gets up to three quarters, so that
+    a second one never finds nothing left.
+    """
+
+    def __init__(self, total_bytes: int):
+        self.total_bytes = total_bytes
+
+    cdef bint take(self, BudgetShare share, int64_t count) noexcept:
+        cdef bint alone = self.used_bytes == share.used_bytes
+        cdef int64_t cap = self.total_bytes - self.total_bytes // 4 if alone else self.total_bytes // 4
+        if share.used_bytes + count > cap or self.used_bytes + count > self.total_bytes:
+            return False
+        share.used_bytes += count
+        self.used_bytes += count
+        return True
+
+    cdef void give_back(self, BudgetShare share, int64_t count) noexcept:
+        share.used_bytes -= count
+        self.used_bytes -= count
+
+
+cdef void window_open(ReceiveWindow* w, int64_t window) noexcept:
+    w.window = w.credit = window
+    w.queued = w.ungranted = w.round_bytes = 0
+    w.round_started = 0.0
+
+
+cdef bint window_receive(ReceiveWindow* w, int64_t count) noexcept:
+    """Books `count` bytes that arrived; false when they are more than was granted."""
+    if count > w.credit:
+        return False
+    w.credit -= count
+    w.queued += count
+    return True
+
+
+cdef bint window_consume(ReceiveWindow* w, int64_t count) noexcept:
+    """Books `count` bytes that the consumer took; true when a grant is due."""
+    w.queued -= count
+    w.ungranted += count
+    w.round_bytes += count
+    return w.ungranted * 4 >= w.window
+
+
+cdef bint window_round_full(ReceiveWindow* w) noexcept:
+    """Whether a whole window was consumed since the round began, with nothing left queued."""
+    return w.round_bytes >= w.window and w.queued == 0
+
+
+cdef Pace window_end_round(ReceiveWindow* w, double now, double round_trip, bint generous) noexcept:
+    """Ends the round: FAST when it took no longer than two round trips, SLOW when longer than twice that."""
+    cdef double limit = 2 * round_trip
+    cdef double least = GENEROUS_ROUND_SECONDS if generous else FAST_ROUND_SECONDS
+    cdef double took = now - w.round_started
+    if limit < least:
+        limit = least
+    w.round_started = now
+    w.round_bytes = 0
+    return FAST if took <= limit else SLOW if took > 2 * limit else STEADY
+
+
+cdef int64_t window_grant(ReceiveWindow* w) noexcept:
+    """Takes what may be granted now."""
+    cdef int64_t grant = w.ungranted
+    if grant <= 0:
+        return 0
+    w.credit += grant
+    w.ungranted = 0
+    return grant
+
+
+cdef void window_double(ReceiveWindow* w) noexcept:
+    w.ungranted += w.window
+    w.window *= 2
+
+
+cdef void window_halve(ReceiveWindow* w) noexcept:
+    """What is granted stays granted: the next bytes that are consumed make up for it."""
+    w.window //= 2
+    w.ungranted -= w.window

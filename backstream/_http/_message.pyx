@@ -1,0 +1,653 @@
+"""Reading HTTP/1.1 messages strictly (RFC 9112): heads, framing, bodies, trailers; requests and responses.
+
+Rules that hold here:
+- llhttp (httptools) sees every byte and has the last word on syntax. It is handed one message at a time: where a
+  message ends is computed here as well, and where the two disagree the message is refused. So nothing of a next
+  message is ever taken for this one, and nothing is parsed before its turn.
+- A head is judged whole: it is gathered (under a limit) until its blank line came.
+- Framing fields are judged here, before anything goes further. What is ambiguous is an error, never a guess.
+
+Errors are MessageError with the status that they become.
+"""
+
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdint cimport int64_t, uint8_t
+from libc.string cimport memchr, memcmp, memcpy, memmove
+
+from backstream._buffer cimport Buffer, append
+from backstream._codec cimport (
+    BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray, Slice,
+    equals, equals_lower, is_field_value, is_lower_token, is_token,
+)
+
+from httptools import (
+    HttpParserError, HttpParserInvalidMethodError, HttpParserUpgrade, HttpRequestParser, HttpResponseParser,
+)
+
+from backstream._http.errors import MessageError
+
+
+cdef extern from "Python.h":
+    int PyBUF_READ
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <string.h>
+    """
+    void* memmem(const void* haystack, size_t haystack_size, const void* needle, size_t needle_size)
+
+
+cdef FieldKind kind_of(Slice name) noexcept:
+    """What HTTP's rules make of a field, by its name in lower case."""
+    if name.size == 2:
+        if memcmp(name.ptr, b"te", 2) == 0:
+            return FIELD_TE
+    elif name.size == 3:
+        if memcmp(name.ptr, b"via", 3) == 0:
+            return FIELD_VIA
+    elif name.size == 4:
+        if memcmp(name.ptr, b"host", 4) == 0:
+            return FIELD_HOST
+        if memcmp(name.ptr, b"date", 4) == 0:
+            return FIELD_DATE
+    elif name.size == 6:
+        if memcmp(name.ptr, b"expect", 6) == 0:
+            return FIELD_EXPECT
+    elif name.size == 7:
+        if memcmp(name.ptr, b"upgrade", 7) == 0:
+            return FIELD_UPGRADE
+        if memcmp(name.ptr, b"trailer", 7) == 0:
+            return FIELD_TRAILER
+    elif name.size == 10:
+        if memcmp(name.ptr, b"connection", 10) == 0:
+            return FIELD_CONNECTION
+        if memcmp(name.ptr, b"keep-alive", 10) == 0:
+            return FIELD_KEEP_ALIVE
+    elif name.size == 14:
+        if memcmp(name.ptr, b"content-length", 14) == 0:
+            return FIELD_CONTENT_LENGTH
+    elif name.size == 16:
+        if memcmp(name.ptr, b"proxy-connection", 16) == 0:
+            return FIELD_PROXY_CONNECTION
+    elif name.size == 17:
+        if memcmp(name.ptr, b"transfer-encoding", 17) == 0:
+            return FIELD_TRANSFER_ENCODING
+    if name.size > 13 and memcmp(name.ptr, b"x-backstream-", 13) == 0:
+        if equals(name, b"x-backstream-client-id", 22):
+            return FIELD_CLIENT_ID
+        if equals(name, b"x-backstream-request-timeout", 28):
+            return FIELD_REQUEST_TIMEOUT
+        return FIELD_OWN
+    return FIELD_OTHER
+
+
+cdef bint next_token(Slice* rest, Slice* token) noexcept:
+    """Takes the next member of a comma-separated list, without blanks around it; false when there is none."""
+    cdef const char* comma
+    while rest.size:
+        comma = <const char*>memchr(rest.ptr, c',', rest.size)
+        token.ptr = rest.ptr
+        if comma == NULL:
+            token.size = rest.size
+            rest.size = 0
+        else:
+            token.size = comma - rest.ptr
+            rest.ptr = comma + 1
+            rest.size -= token.size + 1
+        trim(token)
+        if token.size:
+            return True
+    return False
+
+
+cdef void trim(Slice* s) noexcept:
+    """Drops optional whitespace at both ends (RFC 9110 §5.6.3)."""
+    while s.size and (s.ptr[0] == c' ' or s.ptr[0] == c'\t'):
+        s.ptr += 1
+        s.size -= 1
+    while s.size and (s.ptr[s.size - 1] == c' ' or s.ptr[s.size - 1] == c'\t'):
+        s.size -= 1
+
+
+cdef bint _has_bare_line_end(const char* data, Py_ssize_t size) noexcept:
+    """Whether an LF without its CR stands in a head (one at the very start is not seen)."""
+    cdef const char* at = data
+    cdef const char* end = data + size
+    while True:
+        at = <const char*>memchr(at, c'\n', end - at)
+        if at == NULL:
+            return False
+        if at > data and (at - 1)[0] != c'\r':
+            return True
+        at += 1
+
+
+cdef enum ChunkState:
+    SIZE_FIRST = 0
+    SIZE_MORE
+    EXTENSION
+    SIZE_LF
+    CHUNK_DATA
+    DATA_CR
+    DATA_LF
+    TRAILER_START       # at the start of a line behind the last chunk
+    TRAILER_LINE
+    TRAILER_LF
+    FINAL_LF
+    CHUNKS_DONE
+
+
+cdef class MessageReader:
+    """Reads one message after the other; `RequestReader` and `ResponseReader` know the start lines."""
+
+    def __init__(self):
+        self.fields = FieldArray()
+        self.partial = Buffer()
+        self.head_copy = Buffer()
+        self.body_pieces = []
+        self.new_parser()
+
+    # Called by httptools.
+
+    def on_body(self, bytes data):
+        self.body_pieces.append(data)
+
+    def on_message_complete(self):
+        self.message_complete = True
+
+    # --- for subclasses ---
+
+    cdef int new_parser(self) except -1:
+        raise TypeError("a subclass says which parser")
+
+    cdef int start_line(self, char* line, Py_ssize_t size) except -1:
+        """Takes the start line, without its CRLF."""
+        return 0
+
+    cdef int judge(self) except -1:
+        """Sets `body` and `length` from the framing fields, and whatever else the head decides."""
+        return 0
+
+    cdef int too_large(self, str what) except -1:
+        raise MessageError(400, what)
+
+    # --- reading ---
+
+    cdef bint between_messages(self) noexcept:
+        """Whether nothing of a next message has come."""
+        return self.state == READ_HEAD and self.partial.size == 0
+
+    cdef Event read(self, char** data, Py_ssize_t* size) except *:
+        """Takes what it can from `data` and says what came of it; call again until NEED_DATA or END."""
+        cdef Py_ssize_t taken
+        if self.state == READ_HEAD:
+            return self._read_head(data, size)
+        if self.state == READ_FINISHED:
+            return END
+        if size[0] == 0:
+            return NEED_DATA
+        if self.state == READ_BODY:
+            taken = size[0] if size[0] < self.body_left else <Py_ssize_t>self.body_left
+            self.body_left -= taken
+        elif self.state == READ_CHUNKS:
+            taken = self._scan_chunks(data[0], size[0])
+        else:
+            taken = size[0]
+        self.feed(data[0], taken)
+        data[0] += taken
+        size[0] -= taken
+        if self.state == READ_BODY and self.body_left == 0 or self.chunk_state == CHUNKS_DONE:
+            if not self.message_complete:
+                raise MessageError(400, "the framing of the body is ambiguous")
+            self.state = READ_FINISHED
+            if self.chunk_state == CHUNKS_DONE and self.partial.size:
+                self.trailer_fields = FieldArray()
+                self._split_fields(self.partial.data, self.partial.data + self.partial.size, self.trailer_fields)
+        elif self.message_complete:
+            raise MessageError(400, "the framing of the body is ambiguous")
+        if self.body_pieces:
+            return BODY
+        return END if self.state == READ_FINISHED else NEED_DATA
+
+    cdef bytes take_body(self):
+        """The bytes of the body that the last call of `read` announced."""
+        cdef bytes body
+        if len(self.body_pieces) == 1:
+            body = <bytes>self.body_pieces[0]
+        else:
+            body = b"".join(self.body_pieces)
+        self.body_pieces.clear()
+        return body
+
+    cdef int next_message(self) except -1:
+        """The message is done with: what follows is the next one."""
+        self.state = READ_HEAD
+        self.message_complete = False
+        self.chunk_state = SIZE_FIRST
+        self.trailer_fields = None
+        self.partial.release()
+        self.head_copy.release()
+        self.upgrade = False
+        if self.parser_spent:
+            self.new_parser()
+            self.parser_spent = False
+        return 0
+
+    cdef int at_end_of_file(self) except -1:
+        """The socket has ended: right for a body that runs to the close, and between messages.
+
+        Raises MessageError where it cuts a message.
+        """
+        if self.state == READ_TO_CLOSE:
+            self.state = READ_FINISHED
+        elif self.state != READ_FINISHED and not self.between_messages():
+            raise MessageError(400, "the connection ended within a message")
+        return 0
+
+    cdef int close(self) except -1:
+        """Lets go of the parser, which refers back to the reader."""
+        self.parser = None
+        self.body_pieces.clear()
+        self.partial.release()
+        self.head_copy.release()
+        self.state = READ_FINISHED
+        return 0
+
+    cdef int feed(self, char* data, Py_ssize_t size) except -1:
+        if size == 0:
+            return 0
+        try:
+            self.parser.feed_data(PyMemoryView_FromMemory(data, size, PyBUF_READ))
+        except HttpParserUpgrade:
+            # llhttp ends the message here; whether it does is settled by `judge`.
+            self.parser_spent = True
+        except HttpParserInvalidMethodError:
+            raise MessageError(501, "the method is not known") from None
+        except HttpParserError as error:
+            raise MessageError(400, f"malformed message: {error}") from None
+        return 0
+
+    # --- the head ---
+
+    cdef Event _read_head(self, char** data, Py_ssize_t* size) except *:
+        cdef char* head
+        cdef char* end
+        cdef Py_ssize_t before = self.partial.size, start, taken
+        while before == 0 and size[0] >= 2 and data[0][0] == c'\r' and data[0][1] == c'\n':
+            # RFC 9112 §2.2: empty lines before a start line are ignored.
+            data[0] += 2
+            size[0] -= 2
+        if size[0] == 0:
+            return NEED_DATA
+        if before == 0:
+            end = <char*>memmem(data[0], size[0], b"\r\n\r\n", 4)
+            if end != NULL:
+                taken = end + 4 - data[0]
+                head = data[0]
+                data[0] += taken
+                size[0] -= taken
+                self._parse_head(head, taken)
+                return HEAD
+        taken = size[0]
+        if taken > self.limits.head + 4 - before:
+            taken = self.limits.head + 4 - before
+        append(self.partial, data[0], taken)
+        start = before - 3 if before > 3 else 0
+        end = <char*>memmem(self.partial.data + start, self.partial.size - start, b"\r\n\r\n", 4)
+        if end != NULL:
+            taken = end + 4 - self.partial.data
+            data[0] += taken - before
+            size[0] -= taken - before
+            self.partial.size = taken
+            self.head_copy, self.partial = self.partial, self.head_copy
+            self.partial.size = 0
+            self._parse_head(self.head_copy.data, self.head_copy.size)
+            return HEAD
+        start = before - 1 if before else 0
+        if _has_bare_line_end(self.partial.data + start, self.partial.size - start):
+            raise MessageError(400, "a line of the head does not end in CRLF")
+        if memchr(self.partial.data, c'\n', self.partial.size) == NULL:
+            if self.partial.size > self.limits.target + 64:
+                self.too_large("the start line is too long")
+        if self.partial.size >= self.limits.head + 4:
+            self.too_large("the head is too large")
+        data[0] += taken
+        size[0] -= taken
+        return NEED_DATA
+
+    cdef int _parse_head(self, char* head, Py_ssize_t size) except -1:
+        cdef char* end = head + size - 2        # the blank line
+        cdef char* line_end
+        while size > 4 and head[0] == c'\r' and head[1] == c'\n':
+            head += 2
+            size -= 2
+        if size > self.limits.head:
+            self.too_large("the head is too large")
+        line_end = <char*>memmem(head, size, b"\r\n", 2)
+        self.start_line(head, line_end - head)
+        self.feed(head, size)
+        self.fields.count = 0
+        self._split_fields(line_end + 2, end, self.fields)
+        self._connection()
+        self.judge()
+        if self.parser_spent and self.body != BODY_NONE and not self.message_complete:
+            raise MessageError(400, "the framing of the body is ambiguous")
+        if self.body == BODY_NONE or self.body == BODY_SIZED and self.length == 0:
+            if not self.message_complete:
+                raise MessageError(400, "the framing of the body is ambiguous")
+            self.state = READ_FINISHED
+        elif self.message_complete:
+            self._frame_again()
+        if self.state != READ_FINISHED:
+            if self.body == BODY_SIZED:
+                self.state = READ_BODY
+                self.body_left = self.length
+            elif self.body == BODY_CHUNKED and self.length == -1:
+                self.state = READ_CHUNKS
+                self.chunk_state = SIZE_FIRST
+                self.extension_bytes = self.trailer_bytes = 0
+                self.partial.size = 0
+            else:
+                self.state = READ_TO_CLOSE
+        return 0
+
+    def _frame_again(self):
+        """llhttp passes over the body of a message that offers an upgrade; a fresh parser is told of the body."""
+        if not self.parser_spent:
+            raise MessageError(400, "the framing of the body is ambiguous")
+        self.new_parser()
+        self.parser_spent = False
+        self.message_complete = False
+        if self.body == BODY_SIZED:
+            self.parser.feed_data(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % self.length)
+        else:
+            self.parser.feed_data(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
+
+    cdef int _split_fields(self, char* at, char* end, FieldArray fields) except -1:
+        """Splits field lines that llhttp found well-formed; names become lower case in place."""
+        cdef char* line_end
+        cdef char* colon
+        cdef Field field
+        cdef Py_ssize_t i
+        while at < end:
+            line_end = <char*>memmem(at, end - at, b"\r\n", 2)
+            if line_end == NULL:
+                line_end = end
+            if line_end == at:
+                break
+            colon = <char*>memchr(at, c':', line_end - at)
+            if colon == NULL:
+                raise MessageError(400, "a field line without a colon")
+            for i in range(colon - at):
+                if c'A' <= at[i] <= c'Z':
+                    at[i] |= 0x20
+            field.name.ptr = at
+            field.name.size = colon - at
+            field.value.ptr = colon + 1
+            field.value.size = line_end - colon - 1
+            trim(&field.value)
+            if not is_lower_token(field.name) or not is_field_value(field.value):
+                raise MessageError(400, "a field with characters that may not stand in it")
+            if fields.count == self.limits.fields:
+                self.too_large("too many fields")
+            field.kind = kind_of(field.name)
+            fields.add(field)
+            at = line_end + 2
+        return 0
+
+    cdef int _connection(self) except -1:
+        """What Connection says (RFC 9110 §7.6.1): persistence, an upgrade, and fields that are of this hop only."""
+        cdef Field* field
+        cdef Field* other
+        cdef Slice rest, token
+        cdef Py_ssize_t i, j, k
+        cdef bint close = False, keep_alive = False, upgrade = False
+        self.upgrade_value.size = 0
+        for i in range(self.fields.count):
+            field = &self.fields.items[i]
+            if field.kind == FIELD_UPGRADE:
+                if self.upgrade_value.size == 0:
+                    self.upgrade_value = field.value
+            elif field.kind == FIELD_CONNECTION:
+                rest = field.value
+                while next_token(&rest, &token):
+                    if equals_lower(token, b"close", 5):
+                        close = True
+                    elif equals_lower(token, b"keep-alive", 10):
+                        keep_alive = True
+                    elif equals_lower(token, b"upgrade", 7):
+                        upgrade = True
+                    else:
+                        if not is_token(token):
+                            raise MessageError(400, "Connection is no list of tokens")
+                        for j in range(self.fields.count):
+                            other = &self.fields.items[j]
+                            if other.name.size == token.size and other.kind in (FIELD_OTHER, FIELD_DATE, FIELD_VIA):
+                                k = 0
+                                while k < token.size and (token.ptr[k] | (0x20 if c'A' <= token.ptr[k] <= c'Z' else 0)
+                                                          ) == other.name.ptr[k]:
+                                    k += 1
+                                if k == token.size:
+                                    other.kind = FIELD_NOMINATED
+        self.upgrade = upgrade and self.upgrade_value.size > 0
+        self.keep_alive = not close and (self.minor == 1 or keep_alive)
+        return 0
+
+    # --- chunked bodies ---
+
+    cdef Py_ssize_t _scan_chunks(self, const char* data, Py_ssize_t size) except -1:
+        """How many of these bytes belong to the body and its trailers (RFC 9112 §7.1).
+
+        llhttp is the judge of what is well-formed; this finds the end, counts what llhttp does not limit, and keeps
+        the trailers in `partial`.
+        """
+        cdef Py_ssize_t at = 0, part
+        cdef int c
+        while at < size and self.chunk_state != CHUNKS_DONE:
+            c = <uint8_t>data[at]
+            if self.chunk_state == CHUNK_DATA:
+                part = size - at
+                if part > self.chunk_left:
+                    part = <Py_ssize_t>self.chunk_left
+                self.chunk_left -= part
+                at += part
+                if self.chunk_left == 0:
+                    self.chunk_state = DATA_CR
+                continue
+            at += 1
+            if self.chunk_state == SIZE_FIRST or self.chunk_state == SIZE_MORE:
+                if self.chunk_state == SIZE_FIRST:
+                    self.chunk_left = 0
+                if c'0' <= c <= c'9':
+                    c -= c'0'
+                elif c'a' <= c | 0x20 <= c'f':
+                    c = (c | 0x20) - c'a' + 10
+                elif self.chunk_state == SIZE_FIRST:
+                    raise MessageError(400, "a chunk without its size")
+                else:
+                    self.chunk_state = SIZE_LF if c == c'\r' else EXTENSION
+                    if c != c'\r' and c != c';':
+                        raise MessageError(400, "a chunk's size with something behind it")
+                    continue
+                if self.chunk_left >> 56:
+                    raise MessageError(400, "a chunk's size out of range")
+                self.chunk_left = self.chunk_left << 4 | c
+                self.chunk_state = SIZE_MORE
+            elif self.chunk_state == EXTENSION:
+                self.extension_bytes += 1
+                if self.extension_bytes > self.limits.extensions:
+                    raise MessageError(400, "too many chunk extensions")
+                if c == c'\r':
+                    self.chunk_state = SIZE_LF
+            elif self.chunk_state == SIZE_LF:
+                if c != c'\n':
+                    raise MessageError(400, "a chunk's line does not end in CRLF")
+                self.chunk_state = CHUNK_DATA if self.chunk_left else TRAILER_START
+            elif self.chunk_state == DATA_CR or self.chunk_state == DATA_LF:
+                if c != (c'\r' if self.chunk_state == DATA_CR else c'\n'):
+                    raise MessageError(400, "a chunk is longer than its size")
+                self.chunk_state = DATA_LF if self.chunk_state == DATA_CR else SIZE_FIRST
+            elif self.chunk_state == TRAILER_START and c == c'\r':
+                self.chunk_state = FINAL_LF
+            elif self.chunk_state == FINAL_LF:
+                if c != c'\n':
+                    raise MessageError(400, "the body's last line does not end in CRLF")
+                self.chunk_state = CHUNKS_DONE
+            else:
+                self.trailer_bytes += 1
+                if self.trailer_bytes > self.limits.trailers:
+                    self.too_large("the trailers are too large")
+                append(self.partial, data + at - 1, 1)
+                if self.chunk_state == TRAILER_LF:
+                    if c != c'\n':
+                        raise MessageError(400, "a trailer's line does not end in CRLF")
+                    self.chunk_state = TRAILER_START
+                elif c == c'\r':
+                    self.chunk_state = TRAILER_LF
+                else:
+                    self.chunk_state = TRAILER_LINE
+        return at
+
+
+cdef class RequestReader(MessageReader):
+    """Reads requests."""
+
+    cdef int new_parser(self) except -1:
+        self.parser = HttpRequestParser(self)
+        return 0
+
+    cdef int too_large(self, str what) except -1:
+        raise MessageError(414 if "start line" in what or "target" in what else 431, what)
+
+    cdef int start_line(self, char* line, Py_ssize_t size) except -1:
+        """method SP request-target SP HTTP-version, with single spaces (RFC 9112 §3)."""
+        cdef char* end = line + size
+        cdef char* space = <char*>memchr(line, c' ', size)
+        if space == NULL:
+            raise MessageError(400, "malformed request line")
+        self.method.ptr = line
+        self.method.size = space - line
+        self.target.ptr = space + 1
+        space = <char*>memchr(space + 1, c' ', end - space - 1)
+        if space == NULL:
+            raise MessageError(400, "malformed request line")
+        self.target.size = space - self.target.ptr
+        if self.target.size > self.limits.target:
+            self.too_large("the target is too long")
+        if not is_token(self.method) or self.target.size == 0 or memchr(space + 1, c' ', end - space - 1) != NULL:
+            raise MessageError(400, "malformed request line")
+        if end - space != 9 or memcmp(space + 1, b"HTTP/", 5) != 0 or space[7] != c'.':
+            raise MessageError(400, "malformed request line")
+        if space[6] != c'1' or not (c'0' <= space[8] <= c'1'):
+            if c'0' <= space[6] <= c'9' and c'0' <= space[8] <= c'9':
+                raise MessageError(505, "HTTP/1.1 and HTTP/1.0 are spoken here")
+            raise MessageError(400, "malformed request line")
+        self.minor = space[8] - c'0'
+        return 0
+
+    cdef int judge(self) except -1:
+        """RFC 9112 §6.3 for requests."""
+        cdef Field* field
+        cdef Py_ssize_t i
+        cdef bint sized = False, coded = False
+        self.length = -1
+        for i in range(self.fields.count):
+            field = &self.fields.items[i]
+            if field.kind == FIELD_CONTENT_LENGTH:
+                if sized:
+                    raise MessageError(400, "more than one Content-Length")
+                sized = True
+                self.length = content_length(field.value)
+            elif field.kind == FIELD_TRANSFER_ENCODING:
+                if coded:
+                    raise MessageError(400, "more than one Transfer-Encoding")
+                coded = True
+                if not equals_lower(field.value, b"chunked", 7):
+                    raise MessageError(501, "a transfer coding other than chunked")
+        if coded:
+            if self.minor == 0:
+                raise MessageError(400, "Transfer-Encoding in HTTP/1.0")
+            if sized:
+                raise MessageError(400, "Content-Length beside Transfer-Encoding")
+            self.body = BODY_CHUNKED
+        elif sized:
+            self.body = BODY_SIZED
+        else:
+            self.body = BODY_NONE
+        return 0
+
+
+cdef class ResponseReader(MessageReader):
+    """Reads responses; `answers_head` says beforehand that the next one answers a HEAD request."""
+
+    cdef int new_parser(self) except -1:
+        self.parser = HttpResponseParser(self)
+        return 0
+
+    cdef int start_line(self, char* line, Py_ssize_t size) except -1:
+        """HTTP-version SP status-code SP [reason-phrase] (RFC 9112 §4); the space before no reason may be absent."""
+        if (size < 12 or memcmp(line, b"HTTP/1.", 7) != 0 or not c'0' <= line[7] <= c'1' or line[8] != c' '
+                or not (c'1' <= line[9] <= c'9' and c'0' <= line[10] <= c'9' and c'0' <= line[11] <= c'9')
+                or size > 12 and line[12] != c' '):
+            raise MessageError(400, "malformed status line")
+        self.minor = line[7] - c'0'
+        self.status = (line[9] - c'0') * 100 + (line[10] - c'0') * 10 + line[11] - c'0'
+        self.reason.ptr = line + 13
+        self.reason.size = size - 13 if size > 13 else 0
+        if not is_field_value(self.reason):
+            raise MessageError(400, "malformed status line")
+        return 0
+
+    cdef int judge(self) except -1:
+        """RFC 9112 §6.3 for responses."""
+        cdef Field* field
+        cdef Py_ssize_t i
+        cdef bint sized = False, coded = False
+        self.length = -1
+        for i in range(self.fields.count):
+            field = &self.fields.items[i]
+            if field.kind == FIELD_CONTENT_LENGTH:
+                if sized:
+                    raise MessageError(400, "more than one Content-Length")
+                sized = True
+                self.length = content_length(field.value)
+            elif field.kind == FIELD_TRANSFER_ENCODING:
+                if coded:
+                    raise MessageError(400, "more than one Transfer-Encoding")
+                coded = True
+                if not equals_lower(field.value, b"chunked", 7):
+                    raise MessageError(400, "a transfer coding other than chunked")
+        if coded and (sized or self.minor == 0):
+            raise MessageError(400, "ambiguous framing fields")
+        if self.status < 200 or self.status == 204 or self.status == 304 or self.answers_head:
+            if self.status < 200 and (coded or sized and self.length):
+                raise MessageError(400, "an interim answer with a body")
+            # llhttp waits for a body that an answer to HEAD only describes; it ends here, and a new parser follows.
+            self.message_complete = True
+            self.parser_spent = True
+            self.body = BODY_NONE
+        elif coded:
+            self.body = BODY_CHUNKED
+        elif sized:
+            self.body = BODY_SIZED
+        else:
+            self.body = BODY_CHUNKED
+            self.length = -2
+            self.keep_alive = False
+        return 0
+
+
+cdef int64_t content_length(Slice value) except -1:
+    """1*DIGIT (RFC 9110 §8.6), below 2**63."""
+    cdef int64_t length = 0
+    cdef Py_ssize_t i
+    if value.size == 0 or value.size > 18:
+        raise MessageError(400, "a Content-Length that is no number of bytes")
+    for i in range(value.size):
+        if not c'0' <= value.ptr[i] <= c'9':
+            raise MessageError(400, "a Content-Length that is no number of bytes")
+        length = length * 10 + value.ptr[i] - c'0'
+    return length

@@ -1,0 +1,88 @@
+from libc.stdint cimport int64_t, uint32_t
+
+from backstream._buffer cimport Buffer
+from backstream._codec cimport BodyKind, RequestHead
+from backstream._http._message cimport Limits, ResponseReader
+from backstream._http._writer cimport SocketWriter
+from backstream._loop cimport LoopMember
+from backstream._service cimport Service
+from backstream._session cimport Stream, StreamHandler
+
+
+cdef class UpstreamService(Service):
+    """A local HTTP server and the pool of connections to it."""
+    cdef:
+        # identity
+        readonly object target          # config.Upstream
+        bytes host                      # for requests that bring no authority
+        # configuration, in seconds and bytes
+        double connect_timeout
+        double idle_timeout
+        double pool_idle_timeout
+        Limits limits
+        Py_ssize_t max_connections
+        # state
+        dict idle                       # connections as keys, the one used last at the end
+        object waiting                  # requests for which there is no connection yet, in order
+        readonly Py_ssize_t connections
+        set all_connections
+        set tasks                       # that connect
+        object asyncio_loop
+        bint stopping
+
+    cdef int assign(self, UpstreamRequest request, bint fresh) except -1
+    cdef int give_back(self, UpstreamConnection connection) except -1
+    cdef int gone(self, UpstreamConnection connection) except -1
+    cdef int _serve_waiting(self) except -1
+
+
+cdef class UpstreamRequest(StreamHandler):
+    """One request on its way to the upstream."""
+    cdef:
+        UpstreamService service
+        Stream stream
+        UpstreamConnection connection
+        Buffer head                     # the request's head as HTTP/1.1
+        BodyKind body
+        bint is_head
+        bint is_idempotent
+        bint wants_upgrade
+        bint request_ended
+        bint body_begun                 # bytes of the body came
+        bint retried
+        bint over
+        Buffer early                    # body bytes that came before there was a connection
+        bytes early_trailers
+
+    cdef int connected(self, UpstreamConnection connection) except -1
+    cdef int failed(self, uint32_t code, str message) except -1
+    cdef int _write_body(self, const char* data, Py_ssize_t size) except -1
+    cdef int _write_end(self) except -1
+
+
+cdef class _ProtocolBase(LoopMember):
+    pass
+
+
+cdef class UpstreamConnection(_ProtocolBase):
+    cdef:
+        UpstreamService service
+        object transport
+        SocketWriter writer
+        ResponseReader reader
+        UpstreamRequest request
+        bint reused                     # it has served a request before
+        bint answered                   # bytes of the answer to the current request came
+        bint raw                        # upgraded
+        bint reading
+        bint closed
+        bint half_closing
+        double active_at
+
+    cdef int begin(self, UpstreamRequest request) except -1
+    cdef int input(self, char* data, Py_ssize_t size) except -1
+    cdef int _response_head(self) except -1
+    cdef int _response_end(self) except -1
+    cdef int _update_reading(self) except -1
+    cdef int _broken(self, uint32_t code, str message) except -1
+    cdef int close(self) except -1

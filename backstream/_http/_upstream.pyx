@@ -1,0 +1,575 @@
+"""HTTP/1.1 towards the service behind an agent: a bounded pool of kept-alive connections, streaming both ways.
+
+Rules that hold here:
+- A connection serves one request at a time and goes back to the pool only when both messages ended as framed and not
+  a byte is left over.
+- A request that a pooled connection did not answer at all, because the upstream closed it in the same moment, is sent
+  once more on a fresh one: if it is idempotent and no byte of a body has been sent.
+- The upstream's socket is read only as far as the stream takes its bytes.
+"""
+
+import asyncio
+import logging
+from collections import deque
+
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memcpy
+
+from backstream._buffer cimport Buffer, append
+from backstream._codec cimport (
+    BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, RequestHead, ResponseHead, Slice, Trailers,
+    bytes_of, equals, is_connection_field, slice_of,
+)
+from backstream._http._message cimport (
+    BODY, END, FIELD_DATE, FIELD_EXPECT, FIELD_OTHER, FIELD_TRAILER, FIELD_VIA, HEAD, NEED_DATA, READ_FINISHED,
+    READ_TO_CLOSE, Event, ResponseReader,
+)
+from backstream._http._writer cimport SocketWriter
+from backstream._loop cimport READ_SIZE, LoopMember, loop_state, monotonic
+from backstream._service cimport Service
+from backstream._session cimport Stream, StreamHandler
+
+from backstream._http.errors import MessageError
+from backstream.errors import StreamError
+
+logger = logging.getLogger("backstream.agent")
+
+cdef enum:
+    NO_ERROR = 0
+    REFUSED = 7
+    TIMEOUT = 32
+    UPSTREAM_UNREACHABLE = 33
+    UPSTREAM_RESET = 34
+    UPSTREAM_PROTOCOL = 35
+    MAX_WAITING = 10000
+    MAX_INTERIM = 16
+
+# RFC 9110 §9.2.2
+cdef frozenset IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
+
+
+cdef class UpstreamService(Service):
+    """target: a config.Upstream; settings: AgentSettings."""
+
+    def __init__(self, target, settings):
+        self.target = target
+        host, port, path = target
+        self.host = b"localhost" if path else (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode()
+        self.connect_timeout = settings.connect_timeout
+        self.idle_timeout = settings.idle_timeout
+        self.pool_idle_timeout = settings.upstream_idle_timeout
+        self.max_connections = settings.upstream_connections
+        self.limits.head = settings.max_response_head
+        self.limits.target = settings.max_response_head
+        self.limits.fields = 1000
+        self.limits.trailers = 16384
+        self.limits.extensions = 16384
+        self.idle = {}
+        self.waiting = deque()
+        self.all_connections = set()
+        self.tasks = set()
+
+    async def start(self):
+        """Nothing is dialled before the first request: the service may come up later than its agent."""
+        self.loop = loop_state()
+        self.asyncio_loop = asyncio.get_running_loop()
+
+    async def stop(self):
+        """Closes every connection."""
+        cdef UpstreamConnection connection
+        self.stopping = True
+        for task in list(self.tasks):
+            task.cancel()
+        for connection in list(self.all_connections):
+            connection.close()
+        if self.tasks:
+            await asyncio.wait(list(self.tasks), timeout=5.0)
+
+    cdef StreamHandler open(self, Stream stream, const RequestHead* head, bint end):
+        cdef UpstreamRequest request = UpstreamRequest.__new__(UpstreamRequest)
+        cdef SocketWriter writer
+        cdef Slice authority = head.authority
+        self.requests += 1
+        request.service = self
+        request.stream = stream
+        request.body = <BodyKind>head.body
+        request.request_ended = end
+        request.is_head = stream.answers_head
+        request.is_idempotent = bytes_of(head.method) in IDEMPOTENT
+        request.wants_upgrade = head.upgrade.size > 0
+        writer = SocketWriter()
+        append(writer.out, head.method.ptr, head.method.size)
+        writer.text(b" ")
+        append(writer.out, head.target.ptr, head.target.size)
+        writer.text(b" HTTP/1.1\r\nhost: ")
+        if authority.size == 0:
+            authority = slice_of(self.host)
+        append(writer.out, authority.ptr, authority.size)
+        writer.text(b"\r\n")
+        writer.fields(head.fields, head.field_count)
+        if head.body == BODY_SIZED:
+            writer.text(b"content-length: ")
+            writer.number(head.length)
+            writer.text(b"\r\n\r\n")
+        elif head.body == BODY_CHUNKED:
+            writer.text(b"transfer-encoding: chunked\r\n\r\n")
+        elif request.wants_upgrade:
+            writer.text(b"connection: upgrade\r\nupgrade: " + bytes_of(head.upgrade) + b"\r\n\r\n")
+        else:
+            writer.text(b"\r\n")
+        request.head = writer.out
+        self.assign(request, False)
+        return request
+
+    cdef int assign(self, UpstreamRequest request, bint fresh) except -1:
+        """Finds a connection for a request: the pooled one used last, else a new one, else it waits its turn."""
+        cdef UpstreamConnection connection
+        if not fresh and self.idle:
+            connection = <UpstreamConnection>self.idle.popitem()[0]
+            return connection.begin(request)
+        if self.connections < self.max_connections:
+            self.connections += 1
+            task = self.asyncio_loop.create_task(self._connect(request))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+            return 0
+        if len(self.waiting) >= MAX_WAITING:
+            return request.failed(REFUSED, "too many requests wait for the upstream")
+        self.waiting.append(request)
+        return 0
+
+    async def _connect(self, UpstreamRequest request):
+        host, port, path = self.target
+        connection = None
+        try:
+            async with asyncio.timeout(self.connect_timeout):
+                if path:
+                    _, connection = await self.asyncio_loop.create_unix_connection(
+                        lambda: UpstreamConnection(self), path)
+                else:
+                    _, connection = await self.asyncio_loop.create_connection(
+                        lambda: UpstreamConnection(self), host, port)
+        except (OSError, TimeoutError) as error:
+            self.connections -= 1
+            why = f"no connection within {self.connect_timeout:g} s" if isinstance(error, TimeoutError) else str(error)
+            logger.warning("the upstream %s cannot be reached: %s", self.where, why)
+            request.failed(UPSTREAM_UNREACHABLE, "the upstream cannot be reached")
+            self._serve_waiting()
+            return
+        except BaseException:
+            self.connections -= 1
+            request.failed(UPSTREAM_UNREACHABLE, "the agent is stopping")
+            raise
+        if request.over:
+            self.give_back(connection)
+        else:
+            (<UpstreamConnection>connection).begin(request)
+
+    @property
+    def where(self) -> str:
+        """The upstream as text, for logs."""
+        host, port, path = self.target
+        return f"unix:{path}" if path else f"{host}:{port}"
+
+    cdef int give_back(self, UpstreamConnection connection) except -1:
+        """A connection is free again."""
+        cdef UpstreamRequest request
+        while self.waiting:
+            request = <UpstreamRequest>self.waiting.popleft()
+            if not request.over:
+                return connection.begin(request)
+        if self.stopping:
+            return connection.close()
+        self.idle[connection] = None
+        return self.loop.set_deadline(connection, self.pool_idle_timeout)
+
+    cdef int gone(self, UpstreamConnection connection) except -1:
+        """A connection is closed."""
+        if connection in self.all_connections:
+            self.all_connections.discard(connection)
+            self.connections -= 1
+            self.idle.pop(connection, None)
+            self._serve_waiting()
+        return 0
+
+    cdef int _serve_waiting(self) except -1:
+        cdef UpstreamRequest request
+        while self.waiting and self.connections < self.max_connections and not self.stopping:
+            request = <UpstreamRequest>self.waiting.popleft()
+            if not request.over:
+                self.assign(request, True)
+        return 0
+
+
+cdef class UpstreamRequest(StreamHandler):
+
+    cdef int connected(self, UpstreamConnection connection) except -1:
+        """There is a connection: sends what came so far."""
+        self.connection = connection
+        append(connection.writer.out, self.head.data, self.head.size)
+        if self.early is not None:
+            self._write_body(self.early.data, self.early.size)
+            self.early = None
+        if self.request_ended and not self.wants_upgrade:
+            self._write_end()
+        connection.loop.schedule_flush(connection)
+        return 0
+
+    cdef int failed(self, uint32_t code, str message) except -1:
+        """No answer, or no whole one, will come."""
+        if self.over:
+            return 0
+        self.over = True
+        self.connection = None
+        return self.stream.reset(code, message)
+
+    cdef int _write_body(self, const char* data, Py_ssize_t size) except -1:
+        if self.body == BODY_CHUNKED and not self.connection.raw:
+            return self.connection.writer.chunk(data, size)
+        return self.connection.writer.data(data, size)
+
+    cdef int _write_end(self) except -1:
+        if self.body == BODY_CHUNKED:
+            self.connection.writer.text(b"0\r\n")
+            if self.early_trailers is not None:
+                self.connection.writer.text(self.early_trailers)
+            self.connection.writer.text(b"\r\n")
+        return 0
+
+    # --- from the stream ---
+
+    cdef int on_data(self, Stream stream, const char* data, Py_ssize_t size) except -1:
+        self.body_begun = True
+        if self.over:
+            stream.consume(size)
+            return 0
+        if self.connection is None:
+            if self.early is None:
+                self.early = Buffer()
+            return append(self.early, data, size)
+        self._write_body(data, size)
+        self.connection.active_at = monotonic()
+        return self.connection.loop.schedule_flush(self.connection)
+
+    cdef int on_end(self, Stream stream, const Trailers* trailers) except -1:
+        cdef SocketWriter lines
+        self.request_ended = True
+        if self.over:
+            return 0
+        if trailers != NULL and self.body == BODY_CHUNKED:
+            lines = SocketWriter()
+            lines.fields(trailers.fields, trailers.field_count)
+            self.early_trailers = lines.out.data[:lines.out.size]
+        if self.connection is not None:
+            if self.connection.raw:
+                self.connection.half_closing = True
+            elif not self.wants_upgrade:
+                self._write_end()
+            self.connection.loop.schedule_flush(self.connection)
+        return 0
+
+    cdef int on_reset(self, Stream stream, uint32_t code, str message) except -1:
+        cdef UpstreamConnection connection = self.connection
+        if self.over:
+            return 0
+        self.over = True
+        self.connection = None
+        if connection is not None:
+            # An answer is under way that nobody wants: the connection can't be used for another.
+            connection.request = None
+            connection.close()
+        return 0
+
+    cdef int on_writable(self, Stream stream) except -1:
+        if self.connection is not None:
+            self.connection._update_reading()
+        return 0
+
+
+cdef class _ProtocolBase(LoopMember):
+    pass
+
+
+cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
+
+    def __init__(self, UpstreamService service):
+        self.service = service
+        self.loop = service.loop
+        self.writer = SocketWriter()
+        self.reader = ResponseReader()
+        self.reader.limits = service.limits
+        self.reading = True
+
+    # --- asyncio ---
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.writer.attach(transport)
+        self.service.all_connections.add(self)
+
+    def get_buffer(self, sizehint):
+        cdef int64_t room
+        if self.request is not None:
+            room = self.request.stream.room()
+            if 4096 < room < READ_SIZE:
+                return self.loop.read_view[:room]
+        return self.loop.read_view
+
+    def buffer_updated(self, Py_ssize_t nbytes):
+        self.input(self.loop.read_buffer, nbytes)
+
+    def eof_received(self):
+        cdef UpstreamRequest request = self.request
+        if request is None:
+            self.close()
+            return False
+        if self.raw:
+            request.stream.end()
+            if request.stream.remote_ended() or request.request_ended:
+                self._finish_raw()
+            return True
+        if self.reader.state == READ_TO_CLOSE:
+            self.reader.at_end_of_file()
+            self._response_end()
+        elif not self._send_again():
+            self._broken(UPSTREAM_RESET, "the upstream closed the connection before its answer was complete")
+        return False
+
+    def pause_writing(self):
+        self.writer.blocked = True
+
+    def resume_writing(self):
+        cdef int64_t taken = self.writer.resume()
+        if taken and self.request is not None:
+            self.active_at = monotonic()
+            self.request.stream.consume(taken)
+        if not self.closed:
+            self.loop.schedule_flush(self)
+
+    def connection_lost(self, exc):
+        self.closed = True
+        self.loop.clear_deadline(self)
+        self.loop.forget_unread(self.writer.fd)
+        if self.request is not None:
+            if self.raw and exc is None:
+                self._finish_raw()
+            elif not self._send_again():
+                self._broken(UPSTREAM_RESET, "the upstream reset the connection")
+        self.service.gone(self)
+        self.reader.close()
+        self.writer.out.release()
+        self.transport = None
+
+    def _send_again(self):
+        """Whether the request goes to a fresh connection, since this one ended without a byte of an answer."""
+        cdef UpstreamRequest request = self.request
+        if (request is None or self.answered or not self.reused or request.retried or request.body_begun
+                or request.body == BODY_CHUNKED or not request.is_idempotent or request.over):
+            return False
+        self.request = None
+        request.connection = None
+        request.retried = True
+        self.close()
+        self.service.assign(request, True)
+        return True
+
+    # --- LoopMember ---
+
+    cdef int on_deadline(self) except -1:
+        cdef double left
+        if self.request is None:
+            return self.close()
+        left = self.active_at + self.service.idle_timeout - monotonic()
+        if left > 0:
+            return self.loop.set_deadline(self, left)
+        return self._broken(TIMEOUT, f"the upstream was silent for {self.service.idle_timeout:g} s")
+
+    cdef int on_peer_gone(self) except -1:
+        # The upstream has closed; what it sent before is still to be read, unless the client never takes it.
+        return 0
+
+    cdef int flush(self) except -1:
+        cdef int64_t taken
+        if self.closed or self.transport is None:
+            return 0
+        taken = self.writer.send()
+        if taken < 0:
+            if not self._send_again():
+                self._broken(UPSTREAM_RESET, "the upstream reset the connection")
+            return self.close()
+        if taken and self.request is not None:
+            self.request.stream.consume(taken)
+        if self.half_closing and self.writer.empty():
+            self.half_closing = False
+            self.writer.half_close()
+        return 0
+
+    # --- requests and responses ---
+
+    cdef int begin(self, UpstreamRequest request) except -1:
+        self.request = request
+        self.answered = False
+        self.reader.answers_head = request.is_head
+        self.active_at = monotonic()
+        self.loop.set_deadline(self, self.service.idle_timeout)
+        return request.connected(self)
+
+    cdef int input(self, char* data, Py_ssize_t size) except -1:
+        cdef Event event
+        if self.closed:
+            return 0
+        if self.request is None:
+            # Nobody asked for it.
+            return self.close()
+        self.answered = True
+        self.active_at = monotonic()
+        try:
+            while self.request is not None and not self.closed:
+                if self.raw:
+                    if size:
+                        self.request.stream.write(data[:size])
+                    break
+                event = self.reader.read(&data, &size)
+                if event == NEED_DATA:
+                    break
+                if event == HEAD:
+                    self._response_head()
+                    if self.reader.state == READ_FINISHED and self.request is not None and not self.raw:
+                        if self.reader.status < 200:
+                            self.reader.next_message()
+                            self.reader.answers_head = self.request.is_head
+                        else:
+                            self._response_end()
+                            break
+                elif event == BODY:
+                    self.request.stream.write(self.reader.take_body())
+                    if self.reader.state == READ_FINISHED:
+                        self._response_end()
+                        break
+                else:
+                    self._response_end()
+                    break
+            if size and not self.raw and not self.closed:
+                # Bytes behind a complete answer that nobody asked for.
+                return self.close()
+        except MessageError as error:
+            logger.warning("the upstream %s sent a malformed answer: %s", self.service.where, error)
+            self._broken(UPSTREAM_PROTOCOL, f"the upstream's answer is malformed: {error}")
+        except StreamError as error:
+            self._broken(error.code, f"the upstream's answer: {error}")
+        if self.request is not None and not self.closed:
+            self._update_reading()
+        return 0
+
+    cdef int _response_head(self) except -1:
+        cdef ResponseReader reader = self.reader
+        cdef UpstreamRequest request = self.request
+        cdef ResponseHead head
+        cdef Field* field
+        cdef Py_ssize_t i, count = 0
+        cdef int64_t described = -1
+        cdef bytes upgrade
+        for i in range(reader.fields.count):
+            field = &reader.fields.items[i]
+            if field.kind not in (FIELD_OTHER, FIELD_DATE, FIELD_TRAILER, FIELD_VIA, FIELD_EXPECT):
+                continue
+            if is_connection_field(field.name):
+                continue
+            if count != i:
+                reader.fields.items[count] = field[0]
+            count += 1
+        head.status = reader.status
+        head.reason = reader.reason
+        head.upgrade.size = 0
+        head.fields = reader.fields.items
+        head.field_count = count
+        head.length = 0
+        if reader.status == 101:
+            if not request.wants_upgrade or not reader.upgrade:
+                raise MessageError(502, "101 to a request that offered no upgrade")
+            upgrade = b"websocket"
+            head.upgrade = slice_of(upgrade)
+            head.body = BODY_NONE
+            self.raw = True
+            request.stream.respond(&head, False)
+            if request.request_ended:
+                self.half_closing = True
+                self.loop.schedule_flush(self)
+            return 0
+        if reader.status < 200:
+            head.body = BODY_NONE
+            if request.stream.interim_count == MAX_INTERIM:
+                raise MessageError(502, "more than 16 interim heads")
+            return request.stream.respond_interim(&head)
+        head.body = reader.body
+        if reader.body == BODY_SIZED:
+            head.length = reader.length
+        elif reader.body == BODY_NONE and reader.length >= 0 and reader.status != 204:
+            # An answer to HEAD, or a 304, describes what a GET would have had.
+            head.body = BODY_SIZED
+            head.length = reader.length
+        return request.stream.respond(&head, reader.state == READ_FINISHED)
+
+    cdef int _response_end(self) except -1:
+        """The answer is complete; the connection is reused if its framing was clean on both sides."""
+        cdef UpstreamRequest request = self.request
+        cdef Trailers trailers
+        cdef bint reusable = (self.reader.keep_alive and request.request_ended and not request.wants_upgrade
+                              and self.writer.empty())
+        self.request = None
+        request.over = True
+        request.connection = None
+        if self.reader.trailer_fields is not None:
+            trailers.fields = self.reader.trailer_fields.items
+            trailers.field_count = self.reader.trailer_fields.count
+            request.stream.end_with_trailers(&trailers)
+        else:
+            request.stream.end()
+        if not reusable:
+            return self.close()
+        self.reader.next_message()
+        self.writer.forget_body()
+        self.reused = True
+        if not self.reading:
+            self.reading = True
+            self.transport.resume_reading()
+        return self.service.give_back(self)
+
+    def _finish_raw(self):
+        """Both directions of an upgraded connection have ended."""
+        cdef UpstreamRequest request = self.request
+        self.request = None
+        request.over = True
+        request.connection = None
+        request.stream.end()
+        self.close()
+
+    cdef int _update_reading(self) except -1:
+        cdef bint wanted
+        if self.transport is None or self.closed or self.request is None:
+            return 0
+        wanted = self.request.stream.room() > 0
+        if wanted == self.reading:
+            return 0
+        self.reading = wanted
+        if wanted:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
+        return 0
+
+    cdef int _broken(self, uint32_t code, str message) except -1:
+        cdef UpstreamRequest request = self.request
+        self.request = None
+        if request is not None:
+            request.failed(code, message)
+        return self.close()
+
+    cdef int close(self) except -1:
+        if not self.closed:
+            self.closed = True
+            self.loop.clear_deadline(self)
+            self.service.gone(self)
+            if self.transport is not None:
+                self.transport.abort()
+        return 0

@@ -1,0 +1,27 @@
+from libc.stdint cimport int64_t, uint64_t
+
+from backstream._buffer cimport Buffer
+from backstream._codec cimport Field
+
+
+cdef class SocketWriter:
+    """What one connection has to say, and whose credit it holds."""
+    cdef:
+        object transport
+        int fd                      # -1 where bytes must go through the transport (TLS)
+        bint blocked                # the transport holds bytes that the peer does not take
+        Buffer out
+        int64_t body                # of them, bytes of the current message's body
+        int64_t transport_body      # body bytes that the transport holds
+
+    cdef int attach(self, object transport) except -1
+    cdef int64_t send(self) except -2
+    cdef int64_t resume(self) noexcept
+    cdef int forget_body(self) except -1
+    cdef bint empty(self) noexcept
+    cdef int half_close(self) except -1
+    cdef int text(self, bytes value) except -1
+    cdef int number(self, uint64_t value) except -1
+    cdef int fields(self, const Field* fields, Py_ssize_t count) except -1
+    cdef int data(self, const char* data, Py_ssize_t size) except -1
+    cdef int chunk(self, const char* data, Py_ssize_t size) except -1

@@ -1,0 +1,156 @@
+"""Writing HTTP/1.1 to a socket: one system call a turn, and exact account of which body bytes the peer's side took.
+
+What the socket does not take goes to the transport, which says when all of it is gone. Until then nothing more is sent
+and the bytes count as not taken.
+"""
+
+import socket
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy
+
+from backstream._buffer cimport Buffer, append, reserve
+from backstream._codec cimport Field
+
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t c_send "send" (int fd, const void* data, size_t size, int flags)
+    int MSG_NOSIGNAL
+    int MSG_DONTWAIT
+
+cdef enum:
+    KEPT_BUFFER = 4096              # bytes that an idle connection keeps for its next message
+    CHUNK_ROOM = 20                 # for a chunk's size and its line ends
+
+
+cdef class SocketWriter:
+
+    def __init__(self):
+        self.out = Buffer()
+        self.fd = -1
+
+    cdef int attach(self, object transport) except -1:
+        """Takes the transport, with TCP keep-alive and no buffer that would count as room."""
+        cdef object sock = transport.get_extra_info("socket")
+        self.transport = transport
+        transport.set_write_buffer_limits(0)
+        if sock is not None:
+            if transport.get_extra_info("ssl_object") is None:
+                self.fd = sock.fileno()
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return 0
+
+    cdef int64_t send(self) except -2:
+        """Sends what there is; returns how many bytes of the body left, -1 when the connection is broken."""
+        cdef Py_ssize_t sent = 0, rest
+        cdef int64_t taken = self.body
+        if self.blocked or self.out.size == 0:
+            return 0
+        if self.fd >= 0:
+            sent = c_send(self.fd, self.out.data, self.out.size, MSG_NOSIGNAL | MSG_DONTWAIT)
+            if sent < 0:
+                if errno != EAGAIN and errno != EINTR:
+                    return -1
+                sent = 0
+        rest = self.out.size - sent
+        if rest:
+            # The last bytes of the buffer are the body's last ones.
+            self.transport_body = taken if taken < rest else rest
+            taken -= self.transport_body
+            self.transport.write(PyBytes_FromStringAndSize(self.out.data + sent, rest))
+            if not self.blocked:
+                taken += self.transport_body
+                self.transport_body = 0
+        self.out.size = 0
+        self.body = 0
+        if self.out.capacity > KEPT_BUFFER:
+            self.out.release()
+        return taken
+
+    cdef int64_t resume(self) noexcept:
+        """The transport has sent all; returns how many bytes of the body that were."""
+        cdef int64_t taken = self.transport_body
+        self.transport_body = 0
+        self.blocked = False
+        return taken
+
+    cdef int forget_body(self) except -1:
+        """The message is over: nobody asks for its credit any more."""
+        self.body = self.transport_body = 0
+        return 0
+
+    cdef bint empty(self) noexcept:
+        return self.out.size == 0 and not self.blocked
+
+    cdef int half_close(self) except -1:
+        """Ends this side's direction of the socket."""
+        try:
+            self.transport.write_eof()
+        except (OSError, RuntimeError, NotImplementedError):
+            self.transport.close()
+        return 0
+
+    cdef int text(self, bytes value) except -1:
+        return append(self.out, <const char*>value, len(value))
+
+    cdef int number(self, uint64_t value) except -1:
+        """A number in decimal digits."""
+        cdef char digits[20]
+        cdef int at = 20
+        while True:
+            at -= 1
+            digits[at] = <char>(c'0' + value % 10)
+            value //= 10
+            if value == 0:
+                break
+        return append(self.out, digits + at, 20 - at)
+
+    cdef int fields(self, const Field* fields, Py_ssize_t count) except -1:
+        """Field lines, as they are."""
+        cdef Py_ssize_t i, room = 0
+        cdef char* at
+        for i in range(count):
+            room += fields[i].name.size + fields[i].value.size + 4
+        at = reserve(self.out, room + 1)
+        for i in range(count):
+            memcpy(at, fields[i].name.ptr, fields[i].name.size)
+            at += fields[i].name.size
+            at[0] = c':'
+            at[1] = c' '
+            at += 2
+            memcpy(at, fields[i].value.ptr, fields[i].value.size)
+            at += fields[i].value.size
+            at[0] = c'\r'
+            at[1] = c'\n'
+            at += 2
+        self.out.size = at - self.out.data
+        return 0
+
+    cdef int data(self, const char* data, Py_ssize_t size) except -1:
+        """Body bytes as they are."""
+        append(self.out, data, size)
+        self.body += size
+        return 0
+
+    cdef int chunk(self, const char* data, Py_ssize_t size) except -1:
+        """Body bytes as one chunk (RFC 9112 §7.1)."""
+        cdef char* at = reserve(self.out, size + CHUNK_ROOM)
+        cdef int shift = 28
+        while shift and not (size >> shift) & 15:
+            shift -= 4
+        while shift >= 0:
+            at[0] = (<const char*>b"0123456789abcdef")[(size >> shift) & 15]
+            at += 1
+            shift -= 4
+        at[0] = c'\r'
+        at[1] = c'\n'
+        memcpy(at + 2, data, size)
+        at += 2 + size
+        at[0] = c'\r'
+        at[1] = c'\n'
+        self.out.size = at + 2 - self.out.data
+        self.body += size
+        return 0

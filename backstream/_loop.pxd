@@ -1,0 +1,58 @@
+cdef enum:
+    READ_SIZE = 65536           # bytes read from a socket at once
+    MESSAGE_ROOM = 64           # before a message, for the WebSocket header
+
+
+cdef class LoopMember:
+    """Something that lives on an event loop: it may have bytes to flush at the turn's end, and one deadline."""
+    cdef:
+        LoopState loop
+        bint _flush_scheduled
+        long long _flushed_in   # the turn of the last flush
+        int _slot               # of the timer wheel, -1 while no deadline is set
+        double _deadline_at     # monotonic seconds
+
+    cdef int flush(self) except -1
+    cdef int on_deadline(self) except -1
+    cdef int on_peer_gone(self) except -1
+
+
+cdef class LoopState:
+    cdef:
+        object __weakref__
+        readonly object asyncio_loop
+        # flushing
+        list _dirty
+        object _run_flushes_bound
+        bint _flushes_scheduled
+        long long _turn
+        # deadlines
+        list _slots             # of sets of LoopMember
+        readonly Py_ssize_t deadlines
+        long long _tick
+        double _wake_at
+        object _wake_handle
+        # sockets that are not read
+        dict _unread            # file descriptor -> LoopMember
+        object _poll_handle
+        # shared buffers
+        bytearray _read_memory
+        char* read_buffer       # READ_SIZE bytes, valid until the callback that filled it returns
+        object read_view        # a memoryview of it
+        bytearray _message_memory
+        char* message_buffer    # MAX_MESSAGE_SIZE bytes, MESSAGE_ROOM before it
+        # the date
+        double _date_until
+        bytes _date
+
+    cdef int schedule_flush(self, LoopMember member) except -1
+    cdef int set_deadline(self, LoopMember member, double seconds) except -1
+    cdef int clear_deadline(self, LoopMember member) except -1
+    cdef int watch_unread(self, int fd, LoopMember member) except -1
+    cdef int forget_unread(self, int fd) except -1
+    cdef bytes http_date(self)
+    cdef int _wake_by(self, double at) except -1
+
+
+cdef double monotonic() noexcept
+cpdef LoopState loop_state()

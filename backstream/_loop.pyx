@@ -1,0 +1,256 @@
+"""What all connections of one event loop share: the turn's end, deadlines, buffers, the date.
+
+- Whoever has bytes to send says so by `schedule_flush` and is flushed once at the end of the turn: one system call for
+  all that gathered.
+- Deadlines lie in a wheel of coarse slots, so that setting and clearing one costs next to nothing; they come up to
+  TICK late, never early.
+- Sockets that are not read are polled together for a peer that has gone.
+- One read buffer serves all connections of the loop: what is read is used up before the callback returns.
+"""
+
+import asyncio
+import logging
+import time
+from email.utils import formatdate
+
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from backstream._codec cimport MAX_MESSAGE_SIZE
+
+
+cdef extern from "poll.h" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd* fds, unsigned long count, int timeout_ms)
+    int POLLERR
+    int POLLHUP
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <poll.h>
+    #ifndef POLLRDHUP
+    #define POLLRDHUP 0
+    #endif
+    """
+    int POLLRDHUP
+
+cdef enum:
+    SLOTS = 512
+
+cdef double TICK = 0.02             # seconds
+cdef double UNREAD_POLL = 0.5       # seconds between two looks at the sockets that are not read
+
+logger = logging.getLogger("backstream")
+
+
+cdef double monotonic() noexcept:
+    """Seconds of the clock that `time.monotonic` shows."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <double>now.tv_sec + <double>now.tv_nsec * 1e-9
+
+
+cdef class LoopMember:
+
+    def __cinit__(self):
+        self._slot = -1
+
+    cdef int flush(self) except -1:
+        """Send what has gathered; called once at the end of the turn after `schedule_flush`."""
+        return 0
+
+    cdef int on_deadline(self) except -1:
+        """The deadline set last has passed."""
+        return 0
+
+    cdef int on_peer_gone(self) except -1:
+        """The peer of a socket under `watch_unread` has closed it."""
+        return 0
+
+
+cdef class LoopState:
+
+    def __init__(self, asyncio_loop):
+        self.asyncio_loop = asyncio_loop
+        self._dirty = []
+        self._run_flushes_bound = self._run_flushes
+        self._slots = [set() for _ in range(SLOTS)]
+        self._tick = <long long>(monotonic() / TICK)
+        self._unread = {}
+        self._read_memory = bytearray(READ_SIZE)
+        self.read_buffer = self._read_memory
+        self.read_view = memoryview(self._read_memory)
+        self._message_memory = bytearray(MESSAGE_ROOM + MAX_MESSAGE_SIZE)
+        self.message_buffer = <char*>self._message_memory + MESSAGE_ROOM
+
+    # --- the turn's end ---
+
+    cdef int schedule_flush(self, LoopMember member) except -1:
+        if member._flush_scheduled:
+            return 0
+        member._flush_scheduled = True
+        self._dirty.append(member)
+        if not self._flushes_scheduled:
+            self._flushes_scheduled = True
+            self.asyncio_loop.call_soon(self._run_flushes_bound)
+        return 0
+
+    def _run_flushes(self):
+        cdef LoopMember member
+        cdef list dirty
+        cdef list again = []
+        self._turn += 1
+        # Flushing one member may give others something to say, credit for what was taken: they follow at once. Who
+        # was flushed already goes on in the next turn, so that bulk does not keep the loop from its sockets.
+        while self._dirty:
+            dirty = self._dirty
+            self._dirty = []
+            for member in dirty:
+                if member._flushed_in == self._turn:
+                    again.append(member)
+                    continue
+                member._flushed_in = self._turn
+                member._flush_scheduled = False
+                try:
+                    member.flush()
+                except Exception:
+                    logger.exception("flushing %r failed", member)
+        self._flushes_scheduled = False
+        self._dirty = again
+        if again:
+            self._flushes_scheduled = True
+            self.asyncio_loop.call_soon(self._run_flushes_bound)
+
+    # --- deadlines ---
+
+    cdef int set_deadline(self, LoopMember member, double seconds) except -1:
+        """Calls `member.on_deadline` after `seconds`, instead of the deadline that it had."""
+        cdef double at = monotonic() + seconds
+        cdef int slot = <int>((<long long>(at / TICK) + 1) % SLOTS)
+        member._deadline_at = at
+        if slot != member._slot:
+            if member._slot >= 0:
+                (<set>self._slots[member._slot]).discard(member)
+            else:
+                self.deadlines += 1
+            (<set>self._slots[slot]).add(member)
+            member._slot = slot
+        return self._wake_by(at)
+
+    cdef int clear_deadline(self, LoopMember member) except -1:
+        if member._slot >= 0:
+            (<set>self._slots[member._slot]).discard(member)
+            member._slot = -1
+            self.deadlines -= 1
+        return 0
+
+    cdef int _wake_by(self, double at) except -1:
+        cdef double latest = monotonic() + SLOTS * TICK
+        if at > latest:
+            at = latest
+        if self._wake_handle is not None:
+            if self._wake_at <= at + TICK:
+                return 0
+            self._wake_handle.cancel()
+        self._wake_at = at
+        self._wake_handle = self.asyncio_loop.call_later(max(0.0, at - monotonic()) + TICK, self._turn_wheel)
+        return 0
+
+    def _turn_wheel(self):
+        cdef double now = monotonic()
+        cdef long long tick = <long long>(now / TICK)
+        cdef long long at
+        cdef LoopMember member
+        cdef set slot
+        self._wake_handle = None
+        at = self._tick + 1
+        if tick - at >= SLOTS:
+            at = tick - SLOTS + 1
+        self._tick = tick
+        while at <= tick:
+            slot = <set>self._slots[at % SLOTS]
+            if slot:
+                for member in list(slot):
+                    if member._deadline_at <= now and member._slot == at % SLOTS:
+                        self.clear_deadline(member)
+                        try:
+                            member.on_deadline()
+                        except Exception:
+                            logger.exception("the deadline of %r failed", member)
+            at += 1
+        if self.deadlines:
+            for at in range(tick + 1, tick + SLOTS):
+                if <set>self._slots[at % SLOTS]:
+                    break
+            self._wake_by(at * TICK)
+
+    # --- sockets that are not read ---
+
+    cdef int watch_unread(self, int fd, LoopMember member) except -1:
+        """Looks twice a second whether the peer of `fd` is gone, while its socket is not read."""
+        self._unread[fd] = member
+        if self._poll_handle is None:
+            self._poll_handle = self.asyncio_loop.call_later(UNREAD_POLL, self._poll_unread)
+        return 0
+
+    cdef int forget_unread(self, int fd) except -1:
+        self._unread.pop(fd, None)
+        return 0
+
+    def _poll_unread(self):
+        cdef Py_ssize_t i, count = len(self._unread)
+        cdef pollfd* fds
+        cdef LoopMember member
+        cdef list gone = []
+        self._poll_handle = None
+        if count == 0:
+            return
+        fds = <pollfd*>PyMem_Malloc(count * sizeof(pollfd))
+        if fds == NULL:
+            raise MemoryError()
+        try:
+            i = 0
+            for fd in self._unread:
+                fds[i].fd = fd
+                fds[i].events = <short>POLLRDHUP
+                fds[i].revents = 0
+                i += 1
+            if poll(fds, count, 0) > 0:
+                for i in range(count):
+                    if fds[i].revents & (POLLRDHUP | POLLHUP | POLLERR):
+                        gone.append(self._unread[fds[i].fd])
+        finally:
+            PyMem_Free(fds)
+        for member in gone:
+            try:
+                member.on_peer_gone()
+            except Exception:
+                logger.exception("%r failed when its peer was gone", member)
+        if self._unread and self._poll_handle is None:
+            self._poll_handle = self.asyncio_loop.call_later(UNREAD_POLL, self._poll_unread)
+
+    # --- the date ---
+
+    cdef bytes http_date(self):
+        """The IMF-fixdate of now (RFC 9110 §5.6.7), made once a second."""
+        cdef double now = monotonic()
+        if now >= self._date_until:
+            self._date = formatdate(usegmt=True).encode()
+            self._date_until = now + (1.0 - time.time() % 1.0)
+        return self._date
+
+
+cpdef LoopState loop_state():
+    """The state of the running event loop, made on first use."""
+    loop = asyncio.get_running_loop()
+    state = getattr(loop, "_backstream_state", None)
+    if state is None:
+        # On the loop itself, so that it goes when the loop goes.
+        state = loop._backstream_state = LoopState(loop)
+    return state

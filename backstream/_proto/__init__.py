@@ -1,0 +1,1 @@
+"""The wires' messages for the protobuf runtime, generated from `proto/` by `make proto`: never edit them."""

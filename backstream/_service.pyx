@@ -1,0 +1,100 @@
+"""The agent's end of a session, and what serves its streams."""
+
+import logging
+
+from backstream._codec cimport RequestHead, request_object
+from backstream._flow cimport WindowBudget
+from backstream._loop cimport LoopState, loop_state, monotonic
+from backstream._session cimport Session, Stream, StreamHandler
+from backstream._websocket cimport SessionLink
+
+from backstream._messages import Hello
+from backstream._version import SOFTWARE
+
+logger = logging.getLogger("backstream.agent")
+
+
+cdef class Service:
+
+    async def start(self):
+        """Makes the service ready. Raises BackstreamError when it can't be."""
+        self.loop = loop_state()
+
+    async def stop(self):
+        """Ends what is still running and lets go of everything."""
+
+    cdef StreamHandler open(self, Stream stream, const RequestHead* head, bint end):
+        """The handler of a new stream; raises StreamError to reset it."""
+        return None
+
+
+cdef class CallbackService(Service):
+    """Calls `factory(stream, head, end)` for each stream: it returns a `Handler`, or None to refuse it."""
+
+    def __init__(self, factory):
+        self.factory = factory
+
+    cdef StreamHandler open(self, Stream stream, const RequestHead* head, bint end):
+        self.requests += 1
+        return self.factory(stream, request_object(head), end)
+
+
+cdef class ServiceLink(SessionLink):
+    """agent: has `session_ready(link)`, `session_leaving(link)`, `session_drained(link)`, `session_lost(link, why)`."""
+
+    def __init__(self, agent, Service service, LoopState loop, settings, WindowBudget budget, name, bytes instance,
+                 generation):
+        hello = Hello(
+            software=SOFTWARE, instance=instance, generation=generation,
+            initial_window=settings.initial_window, max_frame_size=settings.max_frame_size,
+            max_streams=settings.max_streams,
+        )
+        self.agent = agent
+        self.service = service
+        self.name = name
+        self.since = monotonic()
+        self.begin(loop, Session(self, False, hello, budget, settings.max_window, settings.upgraded_max_window),
+                   settings)
+
+    def __repr__(self):
+        return f"<ServiceLink {self.name}>"
+
+    cdef StreamHandler accept(self, Stream stream, const RequestHead* head, bint end):
+        return self.service.open(stream, head, end)
+
+    cdef int on_hello(self, object hello) except -1:
+        self.agent.session_ready(self)
+        return 0
+
+    cdef int on_goaway(self, object goaway) except -1:
+        self.goaway = goaway
+        self.agent.session_leaving(self)
+        return 0
+
+    cdef int on_handler_error(self, Stream stream, object error) except -1:
+        logger.error("stream %d failed", stream.id, exc_info=error, extra={"id": self.name, "stream": stream.id})
+        return 0
+
+    cdef int on_notify(self, str content_type, bytes data) except -1:
+        self.agent.notified(self, content_type, data)
+        return 0
+
+    cdef int flush(self) except -1:
+        SessionLink.flush(self)
+        return self.check_drained()
+
+    cdef int check_drained(self) except -1:
+        if (self.session.leaving and self.session.stream_count == 0 and not self._drained_told and not self._lost
+                and not self.session.has_output()):
+            self._drained_told = True
+            self.agent.session_drained(self)
+        return 0
+
+    cdef int lost(self, str message) except -1:
+        self.agent.session_lost(self, message)
+        return 0
+
+    def leave(self, str reason):
+        """Takes no new streams; `agent.session_drained` is called when the last one has ended."""
+        self.session.go_away(0, reason)
+        self.wake()

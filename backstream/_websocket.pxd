@@ -1,0 +1,75 @@
+from libc.stdint cimport uint32_t
+from picows.picows cimport WSFrame, WSListener, WSTransport
+
+from backstream._buffer cimport Buffer
+from backstream._loop cimport LoopMember, LoopState
+from backstream._session cimport Session, SessionOwner
+
+
+cdef class SessionLink(SessionOwner):
+    """A session on a WebSocket: carries its messages, keeps it alive, and ends it."""
+    cdef:
+        object __weakref__
+        # identity
+        LoopState loop
+        readonly Session session
+        readonly object name            # for logs: the client id
+        # configuration
+        double _ping_interval           # seconds
+        double _ping_timeout
+        double _hello_timeout
+        double _message_timeout
+        # state
+        WSTransport _transport
+        LinkMember _member
+        LinkListener _listener
+        ReadGuard _guard
+        bint _closing                   # the close frame is sent, or about to be
+        bint _lost
+        bint _slow                      # the transport was full since it was last empty
+        int _close_code
+        str _close_reason
+        double _received_at             # seconds
+        double _ping_at
+        double _ping_sent_at
+        int _first_pings                # that follow each other at once, for a first idea of the round trip
+        double _fragments_at
+        # buffers
+        Buffer _fragments               # of a message that came in pieces
+
+    cdef int begin(self, LoopState loop, Session session, object settings) except -1
+    cdef int connected(self, WSTransport transport) except -1
+    cdef int frame(self, WSFrame frame) except -1
+    cdef int flush(self) except -1
+    cdef int deadline(self) except -1
+    cdef int lose(self, str message) except -1
+    cdef int end(self, int close_code, str reason) except -1
+    cdef int _send_ping(self) except -1
+    cdef int _set_deadline(self) except -1
+    cdef int lost(self, str message) except -1
+
+
+cdef class _ProtocolBase:
+    pass
+
+
+cdef class ReadGuard(_ProtocolBase):
+    cdef:
+        SessionLink _link
+        object _protocol
+        object _get_buffer
+        object _buffer_updated
+        Py_ssize_t _turn_bytes
+        bint _paused
+
+    cdef int next_turn(self) except -1
+
+
+cdef class LinkMember(LoopMember):
+    cdef SessionLink link
+
+
+cdef class LinkListener(WSListener):
+    cdef SessionLink link
+
+

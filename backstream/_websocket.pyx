@@ -1,0 +1,412 @@
+"""Sessions on picows WebSocket transports.
+
+Rules that hold here:
+- Whatever a session has to say in one turn of the loop leaves as few messages as it takes, in one flush.
+- DATA waits while the transport is above its high-water mark; reading never does.
+- Any byte is a sign of life; ours is a WebSocket ping, which also measures the round trip.
+- `WSProtocol` is no documented part of picows: it is used in this file only, and a test says when it changes.
+"""
+
+import asyncio
+import logging
+import socket
+import struct
+
+from libc.string cimport memcpy
+from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
+
+from backstream._buffer cimport Buffer, append
+from backstream._codec cimport MAX_MESSAGE_SIZE
+from backstream._loop cimport READ_SIZE, LoopMember, LoopState, monotonic
+from backstream._session cimport Session, SessionOwner
+
+from picows import WSAutoPingStrategy, WSUpgradeResponse
+from picows.common import WSUpgradeResponseWithListener
+from picows.picows import WSProtocol
+
+
+SUBPROTOCOL = "backstream.v1"
+
+cdef enum:
+    HIGH_WATER = 131072             # bytes in the transport's buffer
+    LOW_WATER = 32768
+    SLOW_MESSAGE = 32768            # bytes of DATA in a message while the transport is slow to drain
+    # picows doubles its buffer when a read fills it to 90 %. Beginning here it comes to 384 KiB, where a whole
+    # message and one more read fit, and stays there.
+    FIRST_READ_BUFFER = 6144 + 256
+
+    FIRST_PINGS = 3
+    TURN_BYTES = 131072             # read, or written, in one turn of the loop
+
+cdef double CLOSE_SECONDS = 2.0     # for the peer to answer a close frame
+
+TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+
+# picows says at ERROR what its peers do wrong; here that is the peer's business, and the session's log line says it.
+_picows_logger = logging.getLogger("backstream.picows")
+_picows_logger.setLevel(logging.CRITICAL)
+
+logger = logging.getLogger("backstream.session")
+
+
+cdef class _ProtocolBase:
+    pass
+
+
+cdef class LinkMember(LoopMember):
+    """A link's place on its loop."""
+
+    cdef int flush(self) except -1:
+        return self.link.flush()
+
+    cdef int on_deadline(self) except -1:
+        return self.link.deadline()
+
+
+cdef class LinkListener(WSListener):
+    """picows' view of a link."""
+
+    cpdef on_ws_connected(self, WSTransport transport):
+        self.link.connected(transport)
+
+    cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
+        self.link.frame(frame)
+
+    cpdef on_ws_disconnected(self, WSTransport transport):
+        self.link.lose("the connection was lost")
+
+    cpdef pause_writing(self):
+        self.link._slow = True
+        self.link.session.set_congested(True)
+
+    cpdef resume_writing(self):
+        self.link.session.set_congested(False)
+        self.link.wake()
+
+
+cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
+    """Between the socket and picows: reads in pieces, so that picows' buffer stays bounded, and sees every byte."""
+
+    def __init__(self, protocol, SessionLink link):
+        self._protocol = protocol
+        self._get_buffer = protocol.get_buffer
+        self._buffer_updated = protocol.buffer_updated
+        self._link = link
+
+    def get_buffer(self, sizehint):
+        view = self._get_buffer(sizehint)
+        return view[:READ_SIZE] if len(view) > READ_SIZE else view
+
+    def buffer_updated(self, Py_ssize_t nbytes):
+        self._link._received_at = monotonic()
+        self._turn_bytes += nbytes
+        self._buffer_updated(nbytes)
+        if self._turn_bytes >= TURN_BYTES and not self._paused and not self._link._lost:
+            # libuv reads on as long as there is something, up to 2 MiB: others wait for their turn meanwhile.
+            self._paused = True
+            self._link._transport.underlying_transport.pause_reading()
+            self._link.loop.schedule_flush(self._link._member)
+
+    cdef int next_turn(self) except -1:
+        self._turn_bytes = 0
+        if self._paused:
+            self._paused = False
+            if not self._link._lost:
+                self._link._transport.underlying_transport.resume_reading()
+        return 0
+
+    def connection_made(self, transport):
+        self._protocol.connection_made(transport)
+
+    def connection_lost(self, exc):
+        self._protocol.connection_lost(exc)
+
+    def eof_received(self):
+        return self._protocol.eof_received()
+
+    def pause_writing(self):
+        self._protocol.pause_writing()
+
+    def resume_writing(self):
+        self._protocol.resume_writing()
+
+
+cdef class SessionLink(SessionOwner):
+
+    cdef int begin(self, LoopState loop, Session session, object settings) except -1:
+        """Sets up the parts; `settings` are SessionSettings."""
+        self.loop = loop
+        self.session = session
+        self._ping_interval = settings.ping_interval
+        self._ping_timeout = settings.ping_timeout
+        self._hello_timeout = settings.hello_timeout
+        self._message_timeout = settings.message_timeout
+        self._fragments = Buffer()
+        self._member = LinkMember()
+        self._member.loop = loop
+        self._member.link = self
+        self._listener = LinkListener()
+        self._listener.link = self
+        return 0
+
+    cdef int connected(self, WSTransport transport) except -1:
+        cdef object raw = transport.underlying_transport
+        cdef object sock = raw.get_extra_info("socket")
+        self._transport = transport
+        self._received_at = monotonic()
+        raw.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, HIGH_WATER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.loop.set_deadline(self._member, self._hello_timeout)
+        self._first_pings = FIRST_PINGS
+        self._send_ping()
+        return self.wake()
+
+    # --- from the session ---
+
+    cdef double now(self) noexcept:
+        return monotonic()
+
+    cdef int wake(self) except -1:
+        if self._transport is not None and not self._lost:
+            self.loop.schedule_flush(self._member)
+        return 0
+
+    cdef int flush_early(self) except -1:
+        if self._transport is not None and not self._lost:
+            self._send_messages()
+        return 0
+
+    cdef int on_close(self, uint32_t code, str message, int close_code) except -1:
+        if message:
+            logger.info("session of %s ends: %s", self.name, message, extra={"id": str(self.name)})
+        self._closing = True
+        self._close_code = close_code
+        self._close_reason = message
+        return self.wake()
+
+    # --- sending ---
+
+    cdef int flush(self) except -1:
+        if self._guard is not None:
+            self._guard.next_turn()
+        if self._lost:
+            return 0
+        self._send_messages()
+        self.session.after_pull()
+        if self.session.has_output() and not self.session.congested:
+            self.wake()
+        elif self._closing and not self._transport.is_close_frame_sent:
+            self.end(self._close_code, self._close_reason)
+        return 0
+
+    def _send_messages(self):
+        cdef Py_ssize_t size, sent = 0
+        cdef char* message = self.loop.message_buffer
+        while (not self.session.congested or self.session.closed) and self.session.has_output():
+            size = self.session.pull(message, SLOW_MESSAGE if self._slow else TURN_BYTES)
+            if size == 0:
+                break
+            self._transport.send_reuse_external_buffer(WSMsgType.BINARY, message, size)
+            sent += size
+            if sent >= TURN_BYTES:
+                # Bulk goes on in the next turn; what came in meanwhile goes before it.
+                break
+        if self._slow and not self.session.congested and self._transport.underlying_transport.get_write_buffer_size() == 0:
+            self._slow = False
+
+    cdef int end(self, int close_code, str reason) except -1:
+        """Sends a close frame and gives the peer a moment to answer it."""
+        self._transport.send_close(<WSCloseCode>close_code, reason.encode()[:120])
+        if self.session.congested:
+            self.abort("the peer does not read")
+            return 0
+        return self.loop.set_deadline(self._member, CLOSE_SECONDS)
+
+    def abort(self, str message):
+        """Drops the connection at once."""
+        if self._transport is not None:
+            self._transport.underlying_transport.abort()
+        self.lose(message)
+
+    # --- receiving ---
+
+    cdef int frame(self, WSFrame frame) except -1:
+        cdef WSMsgType kind = frame.msg_type
+        if self._lost:
+            return 0
+        if kind == WSMsgType.CLOSE:
+            if not self._transport.is_close_frame_sent:
+                self._transport.send_close(frame.get_close_code() or WSCloseCode.OK)
+            self._transport.disconnect()
+            self.lose(f"the peer closed the session ({<int>frame.get_close_code()})")
+            return 0
+        if self.session.closed:
+            return 0
+        if kind == WSMsgType.BINARY and frame.fin and self._fragments.size == 0 and self._fragments_at == 0:
+            self.session.receive(frame.payload_ptr, frame.payload_size)
+        elif kind == WSMsgType.BINARY or kind == WSMsgType.CONTINUATION:
+            self._fragment(frame)
+        elif kind == WSMsgType.PING:
+            self._ping(frame)
+        elif kind == WSMsgType.PONG:
+            self._pong(frame)
+        else:
+            self.session.close(1, "a text message on the native wire", 1003)
+        return 0
+
+    def _fragment(self, WSFrame frame):
+        """Puts a message together that came in WebSocket fragments (RFC 6455 §5.4), up to a whole message's size."""
+        if (frame.msg_type == WSMsgType.CONTINUATION) != (self._fragments_at != 0):
+            self.session.close(1, "WebSocket fragments out of order", 1002)
+            return
+        if self._fragments.size + frame.payload_size > MAX_MESSAGE_SIZE:
+            self.session.close(1, "a message of more than 262144 bytes", 1009)
+            return
+        append(self._fragments, frame.payload_ptr, frame.payload_size)
+        if frame.fin:
+            self._fragments_at = 0
+            self.session.receive(self._fragments.data, self._fragments.size)
+            self._fragments.release()
+        elif self._fragments_at == 0:
+            self._fragments_at = monotonic()
+            self._set_deadline()
+
+    def _ping(self, WSFrame frame):
+        """Answers a ping, unless the peer reads nothing: then its pongs would only gather here."""
+        self.session.charge_ping()
+        if not self.session.congested and not self.session.closed:
+            self._transport.send_pong(frame.get_payload_as_bytes())
+
+    def _pong(self, WSFrame frame):
+        cdef double sent, sample
+        if frame.payload_size == 8 and self._ping_sent_at:
+            sent = struct.unpack("=d", frame.get_payload_as_bytes())[0]
+            if sent == self._ping_sent_at:
+                sample = monotonic() - sent
+                # Near the shortest of late: what a queue adds must not make the windows that fill it grow.
+                if self.session.round_trip == 0 or sample < self.session.round_trip:
+                    self.session.round_trip = sample
+                else:
+                    self.session.round_trip += (sample - self.session.round_trip) / 8
+                if self._first_pings:
+                    # One alone may have met a busy moment.
+                    self._first_pings -= 1
+                    self._send_ping()
+                self._ping_sent_at = 0
+
+    # --- time ---
+
+    cdef int _send_ping(self) except -1:
+        cdef double now = monotonic()
+        self._ping_at = now + self._ping_interval
+        self._ping_sent_at = now
+        self._transport.send_ping(struct.pack("=d", now))
+        return 0
+
+    cdef int _set_deadline(self) except -1:
+        cdef double now = monotonic()
+        cdef double at = min(self._ping_at, self._received_at + self._ping_timeout)
+        if self._fragments_at:
+            at = min(at, self._fragments_at + self._message_timeout)
+        return self.loop.set_deadline(self._member, max(at - now, 0.0))
+
+    cdef int deadline(self) except -1:
+        cdef double now = monotonic()
+        if self._lost:
+            return 0
+        if self._transport.is_close_frame_sent:
+            self.abort("the session is closed")
+            return 0
+        if self.session.peer_hello is None:
+            self.session.close(1, f"no HELLO within {self._hello_timeout:g} s", 1002)
+            return 0
+        if self._fragments_at and now - self._fragments_at >= self._message_timeout:
+            self.session.close(1, f"a message unfinished after {self._message_timeout:g} s", 1002)
+            return 0
+        if now - self._received_at >= self._ping_timeout:
+            self.abort(f"nothing was heard for {self._ping_timeout:g} s")
+            return 0
+        if now >= self._ping_at:
+            self._send_ping()
+        return self._set_deadline()
+
+    # --- the end ---
+
+    cdef int lose(self, str message) except -1:
+        if self._lost:
+            return 0
+        self._lost = True
+        self.loop.clear_deadline(self._member)
+        self.session.lost(message)
+        self.lost(message)
+        return 0
+
+    cdef int lost(self, str message) except -1:
+        """The link is gone for good; for subclasses."""
+        return 0
+
+    @property
+    def listener(self) -> WSListener:
+        """For picows, which holds it weakly; the link keeps it."""
+        return self._listener
+
+    @property
+    def close_code(self):
+        """The code of the peer's close frame, or None."""
+        handshake = self._transport.close_handshake if self._transport is not None else None
+        return int(handshake.recv.code) if handshake is not None and handshake.recv is not None else None
+
+
+def accept_websocket(object transport, SessionLink link, bytes path, bytes key, bytes rest):
+    """Makes a connection whose upgrade request was read and judged elsewhere the WebSocket of `link`.
+
+    transport: an asyncio transport; key: the client's Sec-WebSocket-Key; rest: what was read behind its request.
+    """
+    def answer(request):
+        response = WSUpgradeResponse.create_101_response([("Sec-WebSocket-Protocol", SUBPROTOCOL)])
+        return WSUpgradeResponseWithListener(response, link.listener)
+
+    protocol = WSProtocol(None, None, False, answer, _picows_logger, True, None, False, 10, 10,
+                          WSAutoPingStrategy.PING_WHEN_IDLE, False, MAX_MESSAGE_SIZE, None, FIRST_READ_BUFFER)
+    guard = ReadGuard(protocol, link)
+    link._guard = guard
+    transport.set_protocol(guard)
+    guard.connection_made(transport)
+    _feed(guard, b"GET " + path + b" HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+                 b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key + b"\r\n\r\n")
+    _feed(guard, rest)
+    return guard
+
+
+def _feed(ReadGuard guard, bytes data):
+    at = 0
+    while at < len(data):
+        view = guard.get_buffer(-1)
+        size = min(len(view), len(data) - at)
+        view[:size] = data[at:at + size]
+        view.release()
+        guard.buffer_updated(size)
+        at += size
+
+
+def guard_websocket(WSTransport transport, SessionLink link):
+    """Puts the guard between the socket and the picows protocol of a connection that was dialled."""
+    cdef object raw = transport.underlying_transport
+    guard = ReadGuard(raw.get_protocol(), link)
+    link._guard = guard
+    raw.set_protocol(guard)
+    return guard
+
+
+CLIENT_OPTIONS = {
+    "logger_name": _picows_logger,
+    "enable_auto_ping": False,
+    "enable_auto_pong": False,
+    "max_frame_size": MAX_MESSAGE_SIZE,
+    "max_redirects": 0,
+    "read_buffer_init_size": FIRST_READ_BUFFER,
+    "extra_headers": None,
+}
+"""How `picows.ws_connect` is called for a link."""

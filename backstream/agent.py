@@ -1,0 +1,325 @@
+"""The agent: dials the proxy, serves what comes down the WebSocket, and dials again whenever it must.
+
+Life-cycle and policy; what serves the requests is a `Service`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import random
+import ssl
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+import picows
+
+from backstream._asgi import AsgiService
+from backstream._callbacks import Handler
+from backstream._flow import WindowBudget
+from backstream._http._upstream import UpstreamService
+from backstream._loop import loop_state
+from backstream._messages import RequestHead
+from backstream._service import CallbackService, Service, ServiceLink
+from backstream._session import Stream
+from backstream._websocket import CLIENT_OPTIONS, SUBPROTOCOL, guard_websocket
+from backstream.config import AgentSettings, parse_upstream
+from backstream.errors import ConfigurationError, ConnectionFailed
+
+__all__ = ["Agent", "AsgiApp", "HandlerFactory"]
+
+logger = logging.getLogger("backstream.agent")
+
+AsgiApp: TypeAlias = Callable[
+    [MutableMapping[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
+]
+HandlerFactory: TypeAlias = Callable[[Stream, RequestHead, bool], Handler | None]
+
+STEADY_SECONDS = 5.0
+"""A session that lived as long ends the back-off."""
+CLOSE_SECONDS = 3.0
+"""How long `close` waits for sessions that were told to end."""
+
+
+class Agent:
+    """An agent as an async context manager: it serves inside, and is closed at the end.
+
+    settings: `AgentSettings`.
+    app: an ASGI 3 application to serve, instead of `settings.app` or `settings.upstream`.
+    handler: called with (stream, `RequestHead`, whether the request ends with its head) for each request; returns a
+        `Handler`, or None to refuse it.
+
+    Raises ConfigurationError unless exactly one of the four is given.
+    """
+
+    def __init__(
+        self, settings: AgentSettings, app: AsgiApp | None = None, *, handler: HandlerFactory | None = None
+    ) -> None:
+        self.settings = settings
+        given = [value for value in (app, handler, settings.app, settings.upstream) if value is not None]
+        if len(given) != 1:
+            raise ConfigurationError("an agent serves exactly one thing: an application, an upstream or a handler")
+        self._app = app
+        self._handler = handler
+        self._service: Service | None = None
+        self._instance = os.urandom(16)
+        self._generation = 0
+        self._budget = WindowBudget(settings.session.window_budget)
+        self._links: set[ServiceLink] = set()
+        self._current: ServiceLink | None = None
+        self._changed = asyncio.Event()
+        self._connected = asyncio.Event()
+        self._closed = asyncio.Event()
+        self._runner: asyncio.Task[None] | None = None
+        self._drain_tasks: set[asyncio.Task[None]] = set()
+        self._leaving = False
+        self._closing = False
+
+    # --- life-cycle ---
+
+    async def start(self) -> None:
+        """Makes the service ready and begins to dial; returns without waiting for the proxy.
+
+        Raises ConfigurationError when the service can't be loaded or fails to start.
+        """
+        if self._runner is not None or self._closing:
+            raise RuntimeError("an Agent is started once")
+        self._service = self._make_service()
+        await self._service.start()
+        self._runner = asyncio.create_task(self._run(), name=f"backstream agent {self.settings.client_id}")
+
+    def _make_service(self) -> Service:
+        if self._handler is not None:
+            return CallbackService(self._handler)
+        if self.settings.upstream is not None:
+            return UpstreamService(parse_upstream(self.settings.upstream), self.settings)
+        return AsgiService(self._app if self._app is not None else load_app(self.settings.app or ""))
+
+    async def drain(self) -> None:
+        """Ends gracefully, within `settings.drain_timeout` seconds: no new requests, running ones finish."""
+        if self._closed.is_set() or self._closing:
+            return
+        self._leaving = True
+        self._changed.set()
+        for link in list(self._links):
+            link.leave("the agent is leaving")
+        deadline = time.monotonic() + self.settings.drain_timeout
+        while self._links and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        if self._links:
+            logger.warning("requests were cut after %g s", self.settings.drain_timeout)
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends at once: requests that run are cut."""
+        if self._closing:
+            return
+        self._closing = self._leaving = True
+        self._changed.set()
+        try:
+            if self._runner is not None:
+                self._runner.cancel()
+                await asyncio.gather(self._runner, return_exceptions=True)
+            for link in list(self._links):
+                link.session.close(0, "the agent has stopped", 1001)
+            deadline = time.monotonic() + CLOSE_SECONDS
+            while self._links and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
+            for link in list(self._links):
+                link.abort("the agent has stopped")
+            for task in list(self._drain_tasks):
+                task.cancel()
+            if self._service is not None:
+                await self._service.stop()
+        finally:
+            self._closed.set()
+            logger.info("stopped")
+
+    async def wait_connected(self) -> None:
+        """Waits until a session is ready for requests."""
+        await self._connected.wait()
+
+    async def wait_closed(self) -> None:
+        """Waits until `close` or `drain` has ended it."""
+        await self._closed.wait()
+
+    async def __aenter__(self) -> Agent:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether a session is ready for requests."""
+        return self._connected.is_set()
+
+    @property
+    def sessions(self) -> tuple[ServiceLink, ...]:
+        """The sessions that are open: one, or for a moment two while a new one takes over."""
+        return tuple(self._links)
+
+    @property
+    def requests(self) -> int:
+        """Requests that came so far."""
+        return self._service.requests if self._service is not None else 0
+
+    # --- connecting ---
+
+    async def _run(self) -> None:
+        """Keeps one session that the proxy may open streams on, and dials when there is none."""
+        failures = 0
+        while not self._leaving:
+            self._changed.clear()
+            try:
+                link = await self._dial()
+            except ConnectionFailed as error:
+                failures += 1
+                wait = self._back_off(failures, refused=error.refused)
+                logger.warning("%s; next try in %.1f s", error, wait)
+                await asyncio.sleep(wait)
+                continue
+            self._current = link
+            while self._current is link and not self._leaving:
+                await self._changed.wait()
+                self._changed.clear()
+            if self._leaving:
+                return
+            if link.goaway is not None or link.close_code == 1001:
+                # The proxy asks for another session: at once, spread over the time that it names.
+                failures = 0
+                spread = (link.goaway.retry_after_ms if link.goaway is not None else 0) / 1000
+                await asyncio.sleep(random.uniform(0, spread))
+                continue
+            if time.monotonic() - link.since >= STEADY_SECONDS or link.session.served:
+                failures = 0
+            failures += 1
+            wait = self._back_off(failures, refused=link.close_code == 1008)
+            logger.info("dialling again in %.1f s", wait)
+            await asyncio.sleep(wait)
+
+    def _back_off(self, failures: int, *, refused: bool) -> float:
+        """Seconds to wait: exponential with full jitter, longer where the proxy said no."""
+        most = self.settings.refused_max if refused else self.settings.reconnect_max
+        return random.uniform(0, min(most, self.settings.reconnect_min * 2.0 ** min(failures, 30)))
+
+    async def _dial(self) -> ServiceLink:
+        """Opens a WebSocket and a session on it. Raises ConnectionFailed."""
+        assert self._service is not None
+        settings = self.settings
+        self._generation += 1
+        link = ServiceLink(
+            self, self._service, loop_state(), settings.session, self._budget, settings.client_id, self._instance,
+            self._generation,
+        )
+        options = {
+            **CLIENT_OPTIONS,
+            "extra_headers": [
+                ("x-backstream-client-id", settings.client_id),
+                ("Sec-WebSocket-Protocol", SUBPROTOCOL),
+            ],
+        }
+        where = settings.proxy_url
+        try:
+            async with asyncio.timeout(settings.connect_timeout):
+                transport, _ = await picows.ws_connect(
+                    lambda: link.listener, where, websocket_handshake_timeout=settings.connect_timeout,
+                    use_aiofastnet=False, **options,
+                )
+        except picows.WSInvalidStatusError as error:
+            status = int(error.response.status) if error.response is not None else 0
+            body = bytes(error.raw_body or b"")[:200].decode("utf-8", "replace").strip()
+            phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
+            why = f"{status} {phrase}" + (f" ({body})" if body else "")
+            raise ConnectionFailed(f"{where} refused the agent: {why}", refused=400 <= status < 500) from None
+        except ssl.SSLError as error:
+            raise ConnectionFailed(f"no TLS connection to {where}: {error}", refused=True) from None
+        except TimeoutError:
+            raise ConnectionFailed(f"no connection to {where} within {settings.connect_timeout:g} s") from None
+        except (OSError, picows.WSError) as error:
+            raise ConnectionFailed(f"no connection to {where}: {error}") from None
+        except RuntimeError as error:
+            raise ConnectionFailed(f"{where} does not speak WebSocket: {error}", refused=True) from None
+        if (transport.response.headers.get("Sec-WebSocket-Protocol") or "") != SUBPROTOCOL:
+            transport.disconnect()
+            raise ConnectionFailed(
+                f"{where} does not take the subprotocol {SUBPROTOCOL}; the seed wire is not spoken yet", refused=True
+            )
+        guard_websocket(transport, link)
+        self._links.add(link)
+        return link
+
+    # --- from the sessions ---
+
+    def session_ready(self, link: ServiceLink) -> None:
+        """The proxy's HELLO came."""
+        self._connected.set()
+        logger.info(
+            "connected to %s as %s", _without_query(self.settings.proxy_url), self.settings.client_id,
+            extra={"id": self.settings.client_id},
+        )
+        if self._leaving:
+            link.leave("the agent is leaving")
+
+    def session_leaving(self, link: ServiceLink) -> None:
+        """The proxy's GOAWAY came: a replacement first; this session goes on with what the proxy still sends."""
+        logger.info("the proxy is leaving: %s", link.goaway.message or "no reason given")
+        if self._current is link:
+            self._current = None
+            self._changed.set()
+
+    def session_drained(self, link: ServiceLink) -> None:
+        """Its last stream has ended after `leave`."""
+        link.session.close(0, "", 1001)
+
+    def session_lost(self, link: ServiceLink, why: str) -> None:
+        """The session is over."""
+        self._links.discard(link)
+        if not self._links:
+            self._connected.clear()
+        if self._current is link:
+            self._current = None
+            self._changed.set()
+            logger.info("disconnected: %s", why, extra={"id": self.settings.client_id})
+
+    def notified(self, link: ServiceLink, content_type: str, data: bytes) -> None:
+        """A one-way event of the proxy's; nothing is done with it yet."""
+
+
+def load_app(path: str) -> AsgiApp:
+    """The application that "module:attribute" names. Raises ConfigurationError when there is none."""
+    module_name, separator, attribute = path.partition(":")
+    if not separator or not module_name or not attribute:
+        raise ConfigurationError(f'app "{path}" is not of the form module:attribute')
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise ConfigurationError(f'app "{path}": there is no module {module_name}') from None
+    target: Any = module
+    for name in attribute.split("."):
+        try:
+            target = getattr(target, name)
+        except AttributeError:
+            raise ConfigurationError(f'app "{path}": the module {module_name} has no {attribute}') from None
+    if not callable(target):
+        raise ConfigurationError(f'app "{path}" is not callable, so it is no ASGI application')
+    app: AsgiApp = target
+    return app
+
+
+def _without_query(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"
+
+

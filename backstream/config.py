@@ -1,0 +1,748 @@
+"""What can be set, in three frozen dataclasses, and how the text of a flag becomes a value.
+
+Sizes are bytes and times are seconds, everywhere. A setting is written down once, here: its name, type,
+default, the reason for the default (its docstring) and, in the field's metadata, what the command line needs
+(`Option`). A value that cannot work raises `ConfigurationError` when the object is made, in one line that
+names the setting.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, NamedTuple
+from urllib.parse import SplitResult, urlsplit
+
+from backstream.errors import ConfigurationError
+
+__all__ = [
+    "AgentSettings",
+    "Option",
+    "ProxySettings",
+    "SessionSettings",
+    "Upstream",
+    "check_value",
+    "format_duration",
+    "format_size",
+    "parse_address",
+    "parse_duration",
+    "parse_size",
+    "parse_upstream",
+]
+
+KiB: Final = 1024
+MiB: Final = 1024 * KiB
+
+MAX_WINDOW: Final = 2**31 - 1
+"""The largest credit that a WINDOW frame can carry."""
+MAX_SECONDS: Final = 10 * 366 * 86400.0
+"""No limit is longer than ten years; more is a slip of the unit."""
+MAX_COUNT: Final = 2**31 - 1
+MAX_SIZE: Final = 2**50
+"""More than any machine's memory."""
+
+
+class Option(NamedTuple):
+    """How one setting looks on the command line, and which values it takes."""
+
+    kind: str
+    """duration, size, count, address, switch or text"""
+    help: str
+    section: str
+    """The heading under which `--help` lists it."""
+    least: float = 0
+    most: float = math.inf
+    above_zero: bool = False
+    """The value is a time that must be more than 0."""
+    off: str = ""
+    """What 0 means, where it has a meaning of its own ("no limit")."""
+    metavar: str = ""
+    """What stands for the value in `--help`, where the kind does not say enough."""
+
+
+LISTEN: Final = "Where to listen"
+CONNECT: Final = "Connection to the proxy"
+SERVICE: Final = "What to serve"
+TIMES: Final = "Time limits"
+LIMITS: Final = "Limits"
+SESSIONS: Final = "Sessions"
+LOGS: Final = "Logs"
+
+
+def _option(kind: str, section: str, text: str, **rest: Any) -> Mapping[str, Option]:
+    if kind == "duration":
+        rest.setdefault("most", MAX_SECONDS)
+    elif kind == "count":
+        rest.setdefault("most", MAX_COUNT)
+        rest.setdefault("least", 1)
+    elif kind == "size":
+        rest.setdefault("most", MAX_SIZE)
+    return {"option": Option(kind, text, section, **rest)}
+
+
+# --- text to values -----------------------------------------------------------------------------------------
+
+_UNITS: Final = {
+    "ns": 1,
+    "us": 10**3,
+    "\u00b5s": 10**3,  # micro sign
+    "\u03bcs": 10**3,  # Greek letter mu
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+}
+_TERM: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?([^0-9.]*)")
+_MAX_NANOSECONDS: Final = 2**63 - 1
+
+
+def _bad_duration(text: str, why: str) -> ConfigurationError:
+    return ConfigurationError(f"{_shown(text)} is not a duration: {why} (write it like 1h2m3.5s, 300ms or 0)")
+
+
+def parse_duration(text: str) -> float:
+    """The seconds that a Go duration says: `1h2m3.5s`, `300ms`, `-1s`, `0`.
+
+    The grammar is that of Go's `time.ParseDuration`, its limits too: 64 bits of nanoseconds, about 292 years,
+    and what is below one nanosecond is cut off. Raises ConfigurationError for anything else.
+    """
+    rest = text[1:] if text[:1] in ("+", "-") else text
+    negative = text.startswith("-")
+    if rest == "0":
+        return 0.0
+    if not rest:
+        raise _bad_duration(text, "there is no number")
+    total = 0
+    position = 0
+    while position < len(rest):
+        match = _TERM.match(rest, position)
+        assert match is not None  # every part of the pattern is optional
+        whole, fraction, unit = match.group(1), match.group(2) or "", match.group(3)
+        if not whole and not fraction:
+            raise _bad_duration(text, "a number is missing")
+        if not unit:
+            raise _bad_duration(text, "a unit is missing (ns, us, ms, s, m, h)")
+        scale = _UNITS.get(unit)
+        if scale is None:
+            raise _bad_duration(text, f"unknown unit {_shown(unit)}")
+        # The text may come from a request: never make a number out of more digits than can matter.
+        digits = whole.lstrip("0")
+        if len(digits) > 19:
+            raise _bad_duration(text, "it is too long")
+        fraction = fraction[:40]
+        total += int(digits or "0") * scale
+        if fraction:
+            total += int(fraction) * scale // 10 ** len(fraction)
+        if total > _MAX_NANOSECONDS + negative:
+            raise _bad_duration(text, "it is too long")
+        position = match.end()
+    return (-total if negative else total) / 10**9
+
+
+def format_duration(seconds: float) -> str:
+    """`seconds` as a Go duration, in the usual short form that `parse_duration` reads back."""
+    nanoseconds = round(abs(seconds) * 10**9)
+    if not nanoseconds:
+        return "0"
+    sign = "-" if seconds < 0 else ""
+    if nanoseconds < 10**9:
+        for unit, scale in (("ms", 10**6), ("us", 10**3)):
+            if nanoseconds % scale == 0:
+                return f"{sign}{nanoseconds // scale}{unit}"
+        return f"{sign}{nanoseconds}ns"
+    minutes, left = divmod(nanoseconds, 60 * 10**9)
+    hours, minutes = divmod(minutes, 60)
+    whole, part = divmod(left, 10**9)
+    text = f"{hours}h" if hours else ""
+    text += f"{minutes}m" if minutes else ""
+    if left:
+        text += f"{whole}.{part:09d}".rstrip("0").rstrip(".") + "s"
+    return sign + text
+
+
+_SIZE: Final = re.compile(r"([0-9]{1,19})\s*(B|KiB|MiB|GiB|TiB)?", re.IGNORECASE | re.ASCII)
+_SIZES: Final = {"b": 1, "kib": KiB, "mib": MiB, "gib": 1024 * MiB, "tib": 1024 * 1024 * MiB}
+
+
+def parse_size(text: str) -> int:
+    """The bytes that a size says: `65536`, `64KiB`, `16 MiB`. Raises ConfigurationError for anything else."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(f"{_shown(text)} is not a size (write it like 65536, 64KiB or 16MiB)")
+    return int(match.group(1)) * _SIZES[(match.group(2) or "b").lower()]
+
+
+def format_size(size: int) -> str:
+    """`size` in bytes as `parse_size` reads it, in the largest unit that divides it."""
+    for unit, scale in (("GiB", 1024 * MiB), ("MiB", MiB), ("KiB", KiB)):
+        if size and size % scale == 0:
+            return f"{size // scale}{unit}"
+    return str(size)
+
+
+_HOST: Final = re.compile(r"[A-Za-z0-9_.-]{1,253}")
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`, `[::1]:80` (an IPv6 address needs its brackets) or `:8080`.
+
+    An empty host means every interface, port 0 one that the system chooses. Raises ConfigurationError for
+    anything else.
+    """
+    host, colon, number = text.rpartition(":")
+    if not colon or (not host and text != f":{number}"):
+        raise ConfigurationError(f"{_shown(text)} is not an address (write HOST:PORT, [IPV6]:PORT or :PORT)")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise ConfigurationError(f"{_shown(text)} has no valid IPv6 address in its brackets") from None
+    elif ":" in host:
+        raise ConfigurationError(f"{_shown(text)} needs brackets around its IPv6 address: [::1]:8080")
+    elif host and not _HOST.fullmatch(host):
+        raise ConfigurationError(f"{_shown(text)} has no valid host name")
+    return host, _port(text, number)
+
+
+def _port(text: str, number: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", number) or int(number) > 65535:
+        raise ConfigurationError(f"{_shown(text)} has no valid port: it must be a number from 0 to 65535")
+    return int(number)
+
+
+class Upstream(NamedTuple):
+    """Where a service is reached over HTTP: by host and port, or by the path of a Unix socket."""
+
+    host: str
+    port: int
+    path: str | None
+
+
+def parse_upstream(text: str) -> Upstream:
+    """What `http://host:port` (80 unless it is named) or `unix:/path` says.
+
+    Raises ConfigurationError for anything else.
+    """
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/") or "\0" in path:
+            raise ConfigurationError(
+                f"{_shown(text)} must name a socket by its full path: unix:/run/service.sock"
+            )
+        return Upstream("localhost", 80, path)
+    parts = _split_url(text, ("http",), "http://HOST:PORT or unix:/PATH")
+    if parts.path not in ("", "/") or parts.query:
+        raise ConfigurationError(
+            f"{_shown(text)} must end after its port: targets are forwarded as they come"
+        )
+    host, port = _url_address(text, parts, 80)
+    if port == 0:
+        raise ConfigurationError(f"{_shown(text)} has no valid port: it must be a number from 1 to 65535")
+    return Upstream(host, port, None)
+
+
+def _split_url(text: str, schemes: tuple[str, ...], shape: str) -> SplitResult:
+    # urlsplit silently drops tabs and line ends; look before it does.
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigurationError(f"{_shown(text)} is not a URL (write {shape})")
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise ConfigurationError(f"{_shown(text)} is not a URL (write {shape})") from None
+    if parts.scheme not in schemes or not parts.netloc:
+        raise ConfigurationError(f"{_shown(text)} is not a URL of the form {shape}")
+    if "@" in parts.netloc:
+        # Not repeated in the message: it ends in logs, and there may be a password in it.
+        raise ConfigurationError(f"a URL of the form {shape} must not have a user name or password in it")
+    if "#" in text:
+        raise ConfigurationError(f"{_shown(text)} must not have a fragment (#)")
+    return parts
+
+
+def _url_address(text: str, parts: SplitResult, default_port: int) -> tuple[str, int]:
+    netloc = parts.netloc
+    if netloc.endswith(":") or not re.search(r":[0-9]+\Z", netloc):
+        netloc = f"{netloc.removesuffix(':')}:{default_port}"
+    try:
+        host, port = parse_address(netloc)
+    except ConfigurationError:
+        raise ConfigurationError(f"{_shown(text)} has no valid host and port") from None
+    if not host:
+        raise ConfigurationError(f"{_shown(text)} names no host")
+    return host, port
+
+
+def _shown(text: str) -> str:
+    """`text` in quotes for a message of one line, not longer than is useful."""
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+# --- checks -------------------------------------------------------------------------------------------------
+
+
+def _check(settings: object) -> None:
+    """Hold every field that has an `Option` to it."""
+    for item in fields(settings):  # type: ignore[arg-type]
+        option: Option | None = item.metadata.get("option")
+        if option is None:
+            continue
+        value = getattr(settings, item.name)
+        if value is None and item.default is None:
+            continue
+        check_value(item.name, option, value)
+
+
+def check_value(name: str, option: Option, value: object) -> None:
+    """Raise ConfigurationError, naming the setting `name`, unless `value` is one that `option` allows."""
+    kind = option.kind
+    if kind == "switch":
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"{name} must be true or false, not {value!r}")
+    elif kind in ("text", "address"):
+        if not isinstance(value, str):
+            raise ConfigurationError(f"{name} must be a string, not {value!r}")
+        if kind == "address":
+            try:
+                parse_address(value)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{name}: {error}") from None
+    elif isinstance(value, bool) or not isinstance(value, (int, float) if kind == "duration" else int):
+        raise ConfigurationError(f"{name} must be a number, not {value!r}")
+    elif kind == "duration":
+        if not math.isfinite(value):
+            raise ConfigurationError(f"{name} must be a finite number of seconds, not {value!r}")
+        if value < option.least or (option.above_zero and value <= 0):
+            least = "more than 0" if option.above_zero else f"at least {format_duration(option.least)}"
+            raise ConfigurationError(f"{name} must be {least}, not {format_duration(value)}")
+        if value > option.most:
+            raise ConfigurationError(
+                f"{name} must be at most {format_duration(option.most)}, not {value:g} s"
+            )
+    elif not option.least <= value <= option.most:
+        write = format_size if kind == "size" else str
+        least = write(int(option.least))
+        if value < option.least and option.most in (MAX_COUNT, MAX_SIZE):
+            raise ConfigurationError(f"{name} must be at least {least}, not {value}")
+        raise ConfigurationError(f"{name} must be from {least} to {write(int(option.most))}, not {value}")
+
+
+def _check_session(session: object) -> None:
+    if not isinstance(session, SessionSettings):
+        raise ConfigurationError(f"session must be a SessionSettings, not {session!r}")
+
+
+def _is_token_text(text: str) -> bool:
+    """Whether `text` can be a header's value as it is: visible ASCII, blanks only inside."""
+    return text.isascii() and text.isprintable() and text == text.strip(" ")
+
+
+# --- settings -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSettings:
+    """What holds inside one session, the WebSocket between an agent and a proxy; the same on both sides."""
+
+    initial_window: int = field(
+        default=64 * KiB,
+        metadata=_option(
+            "size",
+            SESSIONS,
+            "Bytes of a new stream's body that the peer may send before they are read.",
+            least=1,
+            most=MAX_WINDOW,
+        ),
+    )
+    """Bytes of credit per stream and direction at its start. Small enough that a thousand stalled streams
+    cost 64 MiB, large enough that most bodies fit at once."""
+
+    max_window: int = field(
+        default=16 * MiB,
+        metadata=_option(
+            "size", SESSIONS, "How far the window of a fast stream may grow.", least=1, most=MAX_WINDOW
+        ),
+    )
+    """Bytes. 16 MiB fill 1 Gbit/s at a round trip of 130 ms."""
+
+    upgraded_max_window: int = field(
+        default=MiB,
+        metadata=_option(
+            "size", SESSIONS, "How far the window of an upgraded stream may grow.", least=1, most=MAX_WINDOW
+        ),
+    )
+    """Bytes. Upgraded streams (WebSockets) are many, long-lived and seldom bulk."""
+
+    window_budget: int = field(
+        default=256 * MiB,
+        metadata=_option("size", SESSIONS, "Memory that all grown windows of this process share."),
+    )
+    """Bytes. When it is spent, streams stay at `initial_window`; 0 lets none grow."""
+
+    max_frame_size: int = field(
+        default=64 * KiB,
+        metadata=_option(
+            "size", SESSIONS, "Largest DATA frame that the peer may send.", least=16 * KiB, most=128 * KiB
+        ),
+    )
+    """Bytes of payload, 16 to 128 KiB. Larger frames cost fewer calls, smaller ones hold up neighbours
+    less."""
+
+    max_streams: int = field(
+        default=1000,
+        metadata=_option(
+            "count", SESSIONS, "Requests that the peer may have open at once on one session.", least=0
+        ),
+    )
+    """Streams; 0 lets the peer open none."""
+
+    ping_interval: float = field(
+        default=10.0,
+        metadata=_option("duration", SESSIONS, "How often the peer is pinged.", above_zero=True),
+    )
+    """Seconds. Often enough to keep NAT and firewall entries alive (the shortest usual ones last 30 s)."""
+
+    ping_timeout: float = field(
+        default=21.0,
+        metadata=_option(
+            "duration", SESSIONS, "Silence after which the peer counts as dead.", above_zero=True
+        ),
+    )
+    """Seconds without a byte, more than `ping_interval`. Two pings and a little may be lost."""
+
+    hello_timeout: float = field(
+        default=5.0,
+        metadata=_option(
+            "duration", SESSIONS, "How long to wait for the peer's first frame (HELLO).", above_zero=True
+        ),
+    )
+    """Seconds. The frame follows the handshake directly; a peer that takes longer is none."""
+
+    message_timeout: float = field(
+        default=10.0,
+        metadata=_option(
+            "duration", SESSIONS, "How long to wait for the rest of a fragmented message.", above_zero=True
+        ),
+    )
+    """Seconds from a WebSocket message's first fragment to its last, so that nobody holds 256 KiB for
+    ever."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.initial_window > self.max_window:
+            raise ConfigurationError(
+                f"initial_window ({format_size(self.initial_window)}) must not be more than max_window "
+                f"({format_size(self.max_window)})"
+            )
+        if self.ping_timeout <= self.ping_interval:
+            raise ConfigurationError(
+                f"ping_timeout ({format_duration(self.ping_timeout)}) must be more than ping_interval "
+                f"({format_duration(self.ping_interval)})"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySettings:
+    """What a `Proxy` is started with."""
+
+    listen: str = field(
+        default="127.0.0.1:8080",
+        metadata=_option(
+            "address", LISTEN, "Address for clients, and for agents unless --agent-listen is given."
+        ),
+    )
+    """`HOST:PORT`; an empty host means every interface, port 0 a free port. Loopback by default, since agents
+    are not authenticated yet: whoever reaches the port can hold any id."""
+
+    agent_listen: str | None = field(
+        default=None,
+        metadata=_option("address", LISTEN, "Address for agents alone, to keep it out of clients' reach."),
+    )
+    """`HOST:PORT`, or None: agents and clients share `listen`."""
+
+    agent_path: str = field(
+        default="/ws",
+        metadata=_option("text", LISTEN, "Path on which agents connect.", metavar="PATH"),
+    )
+    """Where an Upgrade to WebSocket makes an agent; other requests to it are ordinary ones."""
+
+    request_timeout: float = field(
+        default=3.0,
+        metadata=_option(
+            "duration",
+            TIMES,
+            "Longest wait for a response to begin, from the request's end. A request may name its own in "
+            "x-backstream-request-timeout.",
+            off="no limit",
+        ),
+    )
+    """Seconds, 0 for no limit. The original's default; how long a body takes is never limited as a whole."""
+
+    max_request_timeout: float = field(
+        default=0.0,
+        metadata=_option("duration", TIMES, "The most that a request may name for itself.", off="no cap"),
+    )
+    """Seconds, 0 for no cap. It caps `request_timeout` too, and turns "no limit" into itself."""
+
+    idle_timeout: float = field(
+        default=300.0,
+        metadata=_option("duration", TIMES, "Longest pause between bytes of a body.", above_zero=True),
+    )
+    """Seconds. Never a total limit: a stream may live for days as long as it moves."""
+
+    header_timeout: float = field(
+        default=10.0,
+        metadata=_option(
+            "duration", TIMES, "How long a client may take to send a request's head.", above_zero=True
+        ),
+    )
+    """Seconds from a head's first byte (or the connection's start) to its last, against clients that
+    trickle."""
+
+    keepalive_timeout: float = field(
+        default=75.0,
+        metadata=_option(
+            "duration",
+            TIMES,
+            "How long a client's connection may stay idle between requests.",
+            above_zero=True,
+        ),
+    )
+    """Seconds between two requests on a connection. Longer than the 60 s that load balancers usually keep
+    theirs, so that they close first and none of their requests meets a closing connection."""
+
+    drain_timeout: float = field(
+        default=30.0,
+        metadata=_option("duration", TIMES, "How long running requests may go on after SIGTERM or Ctrl-C."),
+    )
+    """Seconds. As long as orchestrators usually wait before they kill."""
+
+    max_connections: int = field(
+        default=10_000,
+        metadata=_option("count", LIMITS, "Client connections open at once."),
+    )
+    """Each may hold 64 KiB and its transport's buffer."""
+
+    max_agents: int = field(
+        default=20_000,
+        metadata=_option("count", LIMITS, "Agents connected at once."),
+    )
+    """Sessions over all ids."""
+
+    max_agents_per_id: int = field(
+        default=64,
+        metadata=_option("count", LIMITS, "Agents that may share one client id."),
+    )
+    """Requests for an id are spread over its agents."""
+
+    max_head_size: int = field(
+        default=64 * KiB,
+        metadata=_option(
+            "size", LIMITS, "Largest head of a request; beyond it 431.", least=1 * KiB, most=128 * KiB
+        ),
+    )
+    """Bytes of request line and fields. A head must fit into one frame of 128 KiB."""
+
+    max_target_size: int = field(
+        default=16 * KiB,
+        metadata=_option(
+            "size", LIMITS, "Longest target (path and query); beyond it 414.", least=1, most=128 * KiB
+        ),
+    )
+    """Bytes."""
+
+    max_fields: int = field(
+        default=200,
+        metadata=_option("count", LIMITS, "Header fields of a request; beyond it 431."),
+    )
+    """Fields; what is cheap to send must not be dear to read."""
+
+    max_trailers_size: int = field(
+        default=16 * KiB,
+        metadata=_option("size", LIMITS, "Largest trailers of a request.", least=0, most=128 * KiB),
+    )
+    """Bytes."""
+
+    access_log: bool = field(
+        default=False,
+        metadata=_option("switch", LOGS, "Log one line per request."),
+    )
+    """To the logger `backstream.access`."""
+
+    backlog: int = field(
+        default=4096,
+        metadata=_option("count", LIMITS, "Connections that may wait to be accepted."),
+    )
+    """The system caps it too (net.core.somaxconn)."""
+
+    session: SessionSettings = field(default_factory=SessionSettings)
+    """What holds inside each agent's session."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+        _check_session(self.session)
+        path = self.agent_path
+        if not path.startswith("/") or not _is_token_text(path) or any(char in path for char in " ?#"):
+            raise ConfigurationError(f"agent_path must be a path like /ws, not {_shown(path)}")
+        if (
+            self.agent_listen is not None
+            and self.agent_listen == self.listen
+            and parse_address(self.listen)[1]
+        ):
+            raise ConfigurationError("agent_listen must differ from listen; leave it out to share the port")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """What an `Agent` is started with."""
+
+    proxy_url: str = field(
+        default="ws://127.0.0.1:8080/ws",
+        metadata=_option(
+            "text", CONNECT, "The proxy: ws://HOST:PORT/PATH, or wss:// for TLS.", metavar="URL"
+        ),
+    )
+    """`ws://` or `wss://`; the path is the proxy's `agent_path`."""
+
+    client_id: str = field(
+        metadata=_option("text", CONNECT, "The id under which clients reach this agent.", metavar="ID"),
+    )
+    """Clients name it in `x-backstream-client-id`. Several agents may share one: requests are spread over
+    them."""
+
+    app: str | None = field(
+        default=None,
+        metadata=_option(
+            "text",
+            SERVICE,
+            "An ASGI 3 application, as module:attribute, run in this process.",
+            metavar="MODULE:ATTR",
+        ),
+    )
+    """`module:attribute`; not together with `upstream`."""
+
+    upstream: str | None = field(
+        default=None,
+        metadata=_option(
+            "text", SERVICE, "A service to forward to: http://HOST:PORT or unix:/PATH.", metavar="URL"
+        ),
+    )
+    """`http://host:port` or `unix:/path`; not together with `app`."""
+
+    connect_timeout: float = field(
+        default=5.0,
+        metadata=_option(
+            "duration", TIMES, "How long connecting may take, to the proxy or the upstream.", above_zero=True
+        ),
+    )
+    """Seconds for name look-up, TCP, TLS and, towards the proxy, the WebSocket handshake."""
+
+    drain_timeout: float = field(
+        default=30.0,
+        metadata=_option("duration", TIMES, "How long running requests may go on after SIGTERM or Ctrl-C."),
+    )
+    """Seconds. As long as orchestrators usually wait before they kill."""
+
+    reconnect_min: float = field(
+        default=0.1,
+        metadata=_option(
+            "duration",
+            CONNECT,
+            "Upper bound of the first pause before reconnecting; it doubles with each failure.",
+            above_zero=True,
+        ),
+    )
+    """Seconds; doubles with each failure, and each pause is a random part of it, so that agents don't come in
+    step."""
+
+    reconnect_max: float = field(
+        default=3.0,
+        metadata=_option(
+            "duration", CONNECT, "Longest pause while the proxy is unreachable.", above_zero=True
+        ),
+    )
+    """Seconds. Short: a restarted proxy should have its agents back at once."""
+
+    refused_max: float = field(
+        default=30.0,
+        metadata=_option(
+            "duration", CONNECT, "Longest pause while the proxy refuses this agent.", above_zero=True
+        ),
+    )
+    """Seconds after a 4xx, close code 1008 or a failure of TLS: somebody has to mend something first."""
+
+    upstream_connections: int = field(
+        default=512,
+        metadata=_option("count", LIMITS, "Connections to the upstream open at once."),
+    )
+    """The pool's size; further requests wait for a free connection."""
+
+    upstream_idle_timeout: float = field(
+        default=30.0,
+        metadata=_option(
+            "duration", TIMES, "How long an unused upstream connection is kept.", above_zero=True
+        ),
+    )
+    """Seconds. Shorter than servers usually keep theirs, so that few requests meet a closing one."""
+
+    idle_timeout: float = field(
+        default=300.0,
+        metadata=_option("duration", TIMES, "Longest pause between bytes of a body.", above_zero=True),
+    )
+    """Seconds, towards the upstream; the proxy's setting of that name watches the clients."""
+
+    max_response_head: int = field(
+        default=128 * KiB,
+        metadata=_option(
+            "size",
+            LIMITS,
+            "Largest head of an upstream's response; beyond it 502.",
+            least=1 * KiB,
+            most=128 * KiB,
+        ),
+    )
+    """Bytes. A head must fit into one frame of 128 KiB."""
+
+    access_log: bool = field(
+        default=False,
+        metadata=_option("switch", LOGS, "Log one line per request."),
+    )
+    """To the logger `backstream.access`."""
+
+    session: SessionSettings = field(default_factory=SessionSettings)
+    """What holds inside the session with the proxy."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+        _check_session(self.session)
+        try:
+            parts = _split_url(self.proxy_url, ("ws", "wss"), "ws://HOST:PORT/PATH")
+            if _url_address(self.proxy_url, parts, 80)[1] == 0:
+                raise ConfigurationError(f"{_shown(self.proxy_url)} has no valid port")
+        except ConfigurationError as error:
+            raise ConfigurationError(f"proxy_url: {error}") from None
+        if not self.client_id or len(self.client_id) > 1024 or not _is_token_text(self.client_id):
+            raise ConfigurationError(
+                f"client_id must be 1 to 1024 visible ASCII characters, not {_shown(self.client_id)}"
+            )
+        if self.app is not None and self.upstream is not None:
+            raise ConfigurationError("app and upstream exclude each other: an agent serves one service")
+        if self.app is not None and not re.fullmatch(
+            r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", self.app
+        ):
+            raise ConfigurationError(
+                f"app must be module:attribute (such as main:app), not {_shown(self.app)}"
+            )
+        if self.upstream is not None:
+            try:
+                parse_upstream(self.upstream)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"upstream: {error}") from None
+        if self.reconnect_min > self.reconnect_max:
+            raise ConfigurationError(
+                f"reconnect_min ({format_duration(self.reconnect_min)}) must not be more than reconnect_max "
+                f"({format_duration(self.reconnect_max)})"
+            )

@@ -1,0 +1,253 @@
+"""The proxy: listens for clients and agents, and brings each request to the agent that it names.
+
+Life-cycle and policy; bytes are the business of `_http` and of the sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from backstream._agents import AgentLink, AgentTable
+from backstream._flow import WindowBudget
+from backstream._http._server import ServerConnection, ServerContext
+from backstream._loop import loop_state
+from backstream._websocket import accept_websocket
+from backstream.config import ProxySettings, format_size, parse_address
+
+__all__ = ["Authorize", "Handshake", "Proxy"]
+
+logger = logging.getLogger("backstream.proxy")
+access_logger = logging.getLogger("backstream.access")
+
+CLOSE_SECONDS = 3.0
+"""How long `close` waits for connections that were told to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """An agent that asks to be accepted: the head of its WebSocket handshake."""
+
+    client_id: str
+    """The id that it wants to hold."""
+    address: tuple[str, int] | None
+    """(host, port) that it comes from; None on a Unix socket."""
+    fields: tuple[tuple[bytes, bytes], ...]
+    """Its header fields as (name in lower case, value)."""
+
+    def field(self, name: str) -> str | None:
+        """The value of its first field with this name, without regard to case, or None."""
+        wanted = name.lower().encode()
+        return next((value.decode("latin-1") for key, value in self.fields if key == wanted), None)
+
+
+Authorize = Callable[[Handshake], bool]
+
+
+class Proxy:
+    """A proxy as an async context manager: it listens inside, and is closed at the end.
+
+    settings: `ProxySettings`, its defaults where there is none.
+    authorize: called with each agent's `Handshake` before it is accepted, on the event loop, so it must not block;
+        false refuses the agent with 403. Without it whoever reaches the agents' port can hold any id.
+    """
+
+    def __init__(self, settings: ProxySettings | None = None, *, authorize: Authorize | None = None) -> None:
+        self.settings = settings or ProxySettings()
+        self._authorize = authorize
+        self._budget = WindowBudget(self.settings.session.window_budget)
+        self.agents = AgentTable(self.settings, self._budget)
+        """Every agent's session; iterate over it, or ask `agents.by_id(b"4711")`."""
+        self._contexts: list[ServerContext] = []
+        self._servers: list[asyncio.Server] = []
+        self._closed: asyncio.Event | None = None
+        self._closing = False
+
+    # --- life-cycle ---
+
+    async def start(self) -> None:
+        """Listens. Raises OSError when an address can't be bound."""
+        if self._closed is not None:
+            raise RuntimeError("a Proxy is started once")
+        self._closed = asyncio.Event()
+        loop_state()
+        shared = self.settings.agent_listen is None
+        try:
+            await self._listen(self.settings.listen, clients=True, agents=shared)
+            if self.settings.agent_listen is not None:
+                await self._listen(self.settings.agent_listen, clients=False, agents=True)
+        except BaseException:
+            await self.close()
+            raise
+        self._say_hello()
+
+    async def _listen(self, address: str, *, clients: bool, agents: bool) -> None:
+        host, port = parse_address(address)
+        context = ServerContext(
+            self.agents,
+            self.settings,
+            serves_clients=clients,
+            serves_agents=agents,
+            on_agent=self._on_agent,
+            access_log=_log_access if self.settings.access_log else None,
+        )
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(context.connection, host or None, port, backlog=self.settings.backlog)
+        self._contexts.append(context)
+        self._servers.append(server)
+
+    def _say_hello(self) -> None:
+        logger.info("listening on %s for clients", _text(self.address))
+        logger.info("listening on %s%s for agents", _text(self.agent_address), self.settings.agent_path)
+        if self._authorize is None:
+            logger.warning(
+                "agents are not authenticated: whoever reaches %s can hold any client id", _text(self.agent_address)
+            )
+        logger.info("memory of buffers is bounded by %s", format_size(memory_bound(self.settings)))
+
+    async def drain(self) -> None:
+        """Ends gracefully, within `settings.drain_timeout` seconds: no new connections, running requests finish."""
+        if self._closed is None or self._closed.is_set():
+            return
+        logger.info("draining: %d connections, %d agents", self.connection_count, len(self.agents))
+        self._stop_listening()
+        self.agents.drain()
+        for context in self._contexts:
+            context.drain()
+        deadline = time.monotonic() + self.settings.drain_timeout
+        while self.connection_count and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        if self.connection_count:
+            logger.warning("%d connections were cut after %g s", self.connection_count, self.settings.drain_timeout)
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends at once: requests that run are cut, agents are told to come again."""
+        if self._closed is None or self._closing:
+            return
+        self._closing = True
+        self._stop_listening()
+        for context in self._contexts:
+            context.abort()
+        self.agents.close()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        try:
+            while (len(self.agents) or self.connection_count) and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
+        finally:
+            self.agents.abort()
+            self._closed.set()
+            logger.info("stopped")
+
+    async def wait_closed(self) -> None:
+        """Waits until `close` or `drain` has ended it."""
+        if self._closed is not None:
+            await self._closed.wait()
+
+    async def __aenter__(self) -> Proxy:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _stop_listening(self) -> None:
+        for server in self._servers:
+            server.close()
+
+    # --- what there is to see ---
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """(host, port) that clients reach it at, as bound."""
+        return _bound(self._servers[0])
+
+    @property
+    def agent_address(self) -> tuple[str, int]:
+        """(host, port) that agents reach it at, as bound."""
+        return _bound(self._servers[-1])
+
+    @property
+    def connection_count(self) -> int:
+        """Connections of clients that are open (an agent's is none any more once it is a WebSocket)."""
+        return sum(context.connection_count for context in self._contexts)
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of the window budget that are in use."""
+        return self._budget.used_bytes
+
+    # --- agents ---
+
+    def _on_agent(
+        self, connection: ServerConnection, client_id: bytes, fields: tuple[tuple[bytes, bytes], ...]
+    ) -> tuple[int, str] | Callable[[Any, bytes, bytes, bytes], object]:
+        """What becomes of an agent's handshake: (status, reason), or a function that takes its connection over."""
+        reason = self.agents.refusal(client_id)
+        if reason is not None:
+            return 503, reason
+        if self._authorize is not None:
+            handshake = Handshake(client_id.decode("ascii"), connection.peer_address, fields)
+            try:
+                allowed = self._authorize(handshake)
+            except Exception:
+                logger.exception("authorize failed for agent %s", handshake.client_id)
+                return 500, "the agent could not be authorized"
+            if allowed is not True:
+                logger.warning(
+                    "agent %s from %s was refused", handshake.client_id, connection.peer_address or "a local socket",
+                    extra={"id": handshake.client_id},
+                )
+                return 403, "the agent is not authorized for this id"
+
+        def take_over(transport: Any, path: bytes, key: bytes, rest: bytes) -> object:
+            link = AgentLink(self.agents, loop_state(), client_id, connection.peer_address)
+            return accept_websocket(transport, link, path, key, rest)
+
+        return take_over
+
+
+def memory_bound(settings: ProxySettings) -> int:
+    """The most that buffers can take, in bytes, when every limit is reached at once (docs: the bound)."""
+    session = settings.session
+    message, high_water, piece, read_buffer = 256 * 1024, 128 * 1024, 64 * 1024, 384 * 1024
+    streams = min(settings.max_connections, settings.max_agents * session.max_streams)
+    return (
+        streams * session.initial_window
+        + session.window_budget
+        + settings.max_agents * (read_buffer + message + high_water)
+        + settings.max_connections * (2 * piece + settings.max_head_size)
+    )
+
+
+def _log_access(
+    connection: ServerConnection, method: bytes, target: bytes, client_id: bytes, status: int, size: int, seconds: float
+) -> None:
+    address = connection.peer_address
+    access_logger.info(
+        "%s %s %s %d %d %.3fs",
+        address[0] if address else "-",
+        method.decode("latin-1"),
+        target.decode("latin-1"),
+        status,
+        size,
+        seconds,
+        extra={"id": client_id.decode("latin-1"), "status": status, "bytes": size, "seconds": round(seconds, 6)},
+    )
+
+
+def _bound(server: asyncio.Server) -> tuple[str, int]:
+    host, port = server.sockets[0].getsockname()[:2]
+    return str(host), int(port)
+
+
+def _text(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

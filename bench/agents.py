@@ -1,0 +1,72 @@
+"""Agents: the cost of a request in a proxy that holds 1, 100 and 10,000 sessions.
+
+One agent serves (bench/app.py); the others are idle sessions of one helper process (swarm.py), each with
+its own client id, which the proxy pings as it does any. Every turn begins with a fresh proxy. The request
+and its client are those of the small requests' measurement.
+"""
+
+import resource
+import sys
+import time
+from functools import partial
+
+from bench.contenders.backstream import BackstreamApp, start_agent, start_proxy
+from bench.context import Case, Context, Sample
+from bench.errors import BenchError
+from bench.load import client_name
+from bench.net import wait_until_answering
+from bench.processes import finish, read_line
+from bench.small import small_sample
+from bench.table import Row, Section, median, ratio, spread, standard_columns
+
+_SPARE_FILES = 256
+
+
+def run(context: Context) -> list[Section]:
+    options = context.options
+    if not options.wants(BackstreamApp.key):
+        return []
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    cases = []
+    with context.fleet() as fleet:
+        missing = BackstreamApp().missing(fleet)
+        for count in options.agents:
+            row = Row(f"agents-{count}", f"backstream, {count:,} agent{'s' * (count > 1)}", skipped=missing)
+            if missing is None and hard != resource.RLIM_INFINITY and hard < count + _SPARE_FILES:
+                row.skipped = (
+                    f"the hard limit of open files is {hard:,}; raise it: ulimit -Hn {count + _SPARE_FILES}"
+                )
+            cases.append(Case(row, None if row.skipped else partial(_turn, context, count)))
+        rows = context.take_turns("agents", cases)
+    title = (
+        f"GET /small with so many agents connected, {client_name()}, {options.connections} connections, "
+        f"{options.duration} s × {options.repeat}"
+    )
+    columns = [
+        median("req/s", "rate"),
+        spread("rate"),
+        ratio("× 1 agent", "rate"),
+        ratio("proxy CPU × 1 agent", "cpu.proxy"),
+        *standard_columns("", "µs/req", latency=True)[3:],
+        median("connect s", "connect", 1),
+    ]
+    return [Section("agents", title, columns, rows, f"agents-{min(options.agents)}")]
+
+
+def _turn(context: Context, count: int) -> Sample:
+    """A fresh proxy with `count` agents under load; everything is gone again afterwards."""
+    with context.fleet() as fleet:
+        proxy = start_proxy(fleet, "--max-connections", str(count + 1000), "--max-agents", str(count + 1000))
+        endpoint = start_agent(fleet, proxy, "--app", "bench.app:app")
+        wait_until_answering(endpoint.port, "backstream", fleet.check)
+        begin = time.perf_counter()
+        swarm = fleet.spawn(
+            "swarm", [sys.executable, "-m", "bench.swarm", str(proxy.port), str(count - 1)], pipes=True
+        )
+        read_line(swarm, timeout=60)
+        connect = time.perf_counter() - begin
+        sample = small_sample(fleet, endpoint, context.options.connections, context.options.duration)
+        finish(swarm)
+        if lost := swarm.log.read_text().strip().splitlines():
+            raise BenchError(f"{len(lost)} lines from the swarm, the first: {lost[0]}")
+        return {**sample, "connect": connect}

@@ -1,0 +1,64 @@
+"""routes.py as a bare ASGI application: what runs inside the agent where no upstream is behind it."""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from bench.routes import ENDLESS, SMALL
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_BLOCK = bytes(65536)
+_TYPE = (b"content-type", b"application/octet-stream")
+
+
+def _start(*fields: tuple[bytes, bytes]) -> Message:
+    return {"type": "http.response.start", "status": 200, "headers": [_TYPE, *fields]}
+
+
+def _length(count: int) -> tuple[bytes, bytes]:
+    return (b"content-length", b"%d" % count)
+
+
+async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    """The application; needs no lifespan, and says so by raising as the specification allows."""
+    if scope["type"] != "http":
+        raise RuntimeError(f"scope type {scope['type']} is not supported")
+    path: str = scope["path"]
+    if path == "/small":
+        await send(_start(_length(len(SMALL))))
+        await send({"type": "http.response.body", "body": SMALL})
+        return
+    route, _, count = path.removeprefix("/").partition("/")
+    if route == "bytes":
+        await send(_start(_length(int(count))))
+        await _send_bytes(int(count), send)
+    elif route in ("chunked", "endless"):
+        await send(_start())
+        await _send_bytes(int(count or ENDLESS), send)
+    elif route == "sink":
+        received = b"%d" % await _count(receive)
+        await send(_start(_length(len(received))))
+        await send({"type": "http.response.body", "body": received})
+    else:
+        await send({"type": "http.response.start", "status": 404, "headers": [_length(0)]})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _send_bytes(count: int, send: Send) -> None:
+    while count > len(_BLOCK):
+        count -= len(_BLOCK)
+        await send({"type": "http.response.body", "body": _BLOCK, "more_body": True})
+    await send({"type": "http.response.body", "body": _BLOCK[:count]})
+
+
+async def _count(receive: Receive) -> int:
+    total = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError(f"client left after {total} bytes")
+        total += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return total

@@ -1,0 +1,248 @@
+"""The bench's clients on raw sockets, each a process of its own: ``python -m bench.client WHAT PORT …``.
+
+bulk       one body down or up, sized or chunked; every byte counted
+flood      many endless bodies at once in one direction, until standard input closes
+probe      small requests at a low rate on one connection, each one's latency
+stall      asks for an endless download and never reads it, until standard input closes
+
+Each prints one line of JSON when it is done (`flood` and `stall` one more, ``ready``, when they are under
+way).
+"""
+
+import argparse
+import json
+import selectors
+import socket
+import time
+from collections.abc import Iterator
+
+from bench.framing import ChunkCounter
+from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, SMALL
+
+_BUFFER = bytearray(1 << 20)
+_VIEW = memoryview(_BUFFER)
+_CHUNK_SIZE = 1 << 16
+_CHUNKS = memoryview((b"%x\r\n%b\r\n" % (_CHUNK_SIZE, bytes(_CHUNK_SIZE))) * 16)
+_TIMEOUT = 15.0
+"""Seconds that a socket may be silent before the client gives up."""
+
+
+def connect(port: int) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return client
+
+
+def request(method: str, target: str, *fields: str) -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", "host: localhost", f"{CLIENT_ID_HEADER}: {CLIENT_ID}", *fields]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+class Answer:
+    """A response as it comes: the head is kept, the body counted.
+
+    ConnectionError when it is not whole or not 200.
+    """
+
+    def __init__(self, client: socket.socket) -> None:
+        self._client = client
+        self.body = 0
+        """Bytes of body so far."""
+        self._start = bytearray()  # the head and what came with it of the body
+        self._length: int | None = None
+        self._chunks: ChunkCounter | None = None
+
+    def receive_head(self) -> None:
+        while (end := self._start.find(b"\r\n\r\n")) < 0:
+            self._start += self._client.recv(65536) or self._cut()
+        if not self._start.startswith(b"HTTP/1.1 200 "):
+            raise ConnectionError(f"answer {bytes(self._start[:200])!r}")
+        end += 4
+        for line in self._start[:end].lower().split(b"\r\n"):
+            if line.startswith(b"content-length:"):
+                self._length = int(line[15:])
+            elif line.startswith(b"transfer-encoding:"):
+                self._chunks = ChunkCounter()
+        self._count(self._start, end, len(self._start))
+
+    @property
+    def done(self) -> bool:
+        return self._chunks.done if self._chunks is not None else self.body == self._length
+
+    def receive_some(self) -> None:
+        count = self._client.recv_into(_VIEW)
+        if not count:
+            self._cut()
+        self._count(_BUFFER, 0, count)
+
+    def receive_all(self) -> None:
+        self.receive_head()
+        while not self.done:
+            self.receive_some()
+
+    def receive_text(self) -> bytes:
+        """The body of a small answer with a Content-Length."""
+        self.receive_head()
+        while not self.done:
+            data = self._client.recv(65536) or self._cut()
+            self._start += data
+            self.body += len(data)
+        return bytes(self._start[len(self._start) - self.body :])
+
+    def _count(self, buffer: bytearray, start: int, end: int) -> None:
+        if self._chunks is None:
+            self.body += end - start
+        else:
+            self._chunks.feed(buffer, start, end)
+            self.body = self._chunks.body
+
+    def _cut(self) -> bytes:
+        raise ConnectionError(f"connection closed after {self.body} bytes of body")
+
+
+def download(port: int, size: int, *, chunked: bool) -> int:
+    with connect(port) as client:
+        client.sendall(request("GET", f"/{'chunked' if chunked else 'bytes'}/{size}"))
+        answer = Answer(client)
+        answer.receive_all()
+        return answer.body
+
+
+def upload(port: int, size: int, *, chunked: bool) -> int:
+    framing = "transfer-encoding: chunked" if chunked else f"content-length: {size}"
+    with connect(port) as client:
+        client.sendall(request("POST", "/sink", framing))
+        for piece in _upload_pieces(size, chunked=chunked):
+            client.sendall(piece)
+        return int(Answer(client).receive_text())
+
+
+def _upload_pieces(size: int, *, chunked: bool) -> Iterator[bytes | memoryview]:
+    step = _CHUNK_SIZE * 16 if chunked else len(_VIEW)
+    for _ in range(size // step):
+        yield _CHUNKS if chunked else _VIEW
+    rest = size % step
+    if not chunked:
+        yield _VIEW[:rest]
+    else:
+        yield (b"%x\r\n%b\r\n" % (rest, bytes(rest)) if rest else b"") + b"0\r\n\r\n"
+
+
+def bulk(port: int, direction: str, size: int, *, chunked: bool) -> dict[str, float]:
+    transfer = download if direction == "down" else upload
+    cpu, begin = time.process_time(), time.perf_counter()
+    count = transfer(port, size, chunked=chunked)
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    if count != size:
+        raise ConnectionError(f"{count} bytes arrived of {size}")
+    return {"bytes": count, "seconds": seconds, "cpu_seconds": cpu}
+
+
+def flood(port: int, direction: str, streams: int) -> dict[str, float]:
+    """Endless bodies on `streams` connections, each as fast as it goes."""
+    clients = [connect(port) for _ in range(streams)]
+    downloads = direction == "down"
+    with selectors.DefaultSelector() as selector:
+        selector.register(0, selectors.EVENT_READ)
+        for client in clients:
+            client.sendall(
+                request("GET", "/endless")
+                if downloads
+                else request("POST", "/sink", "transfer-encoding: chunked")
+            )
+            client.setblocking(False)
+            selector.register(client, selectors.EVENT_READ if downloads else selectors.EVENT_WRITE, client)
+        # The place in _CHUNKS that an upload has reached; -1 for a download that has shown nothing yet.
+        at = dict.fromkeys(clients, -1 if downloads else 0)
+        total = 0
+        waiting = set(clients)
+        begin = time.perf_counter()
+        while True:
+            for key, _ in selector.select(_TIMEOUT):
+                if key.fileobj == 0:
+                    return {"bytes": total, "seconds": time.perf_counter() - begin}
+                client = key.data
+                if downloads:
+                    count = client.recv_into(_VIEW)
+                    if at[client] < 0:
+                        at[client] = 0
+                        if not _BUFFER.startswith(b"HTTP/1.1 200 "):
+                            raise ConnectionError(f"answer {bytes(_BUFFER[:200])!r}")
+                else:
+                    count = client.send(_CHUNKS[at[client] :])
+                    at[client] = (at[client] + count) % len(_CHUNKS)
+                if not count:
+                    raise ConnectionError(f"a stream ended, {total} bytes into the flood")
+                total += count
+                if waiting:
+                    waiting.discard(client)
+                    if not waiting:
+                        print("ready", flush=True)
+                        total, begin = 0, time.perf_counter()
+
+
+def probe(port: int, duration: float, pause: float) -> dict[str, float | int]:
+    """Requests on one connection, `pause` seconds between an answer and the next request."""
+    message = request("GET", "/small")
+    latencies: list[float] = []
+    with connect(port) as client:
+        begin = time.perf_counter()
+        while (now := time.perf_counter()) - begin < duration:
+            client.sendall(message)
+            body = Answer(client).receive_text()
+            latencies.append(time.perf_counter() - now)
+            if body != SMALL:
+                raise ConnectionError(f"answer {body[:80]!r}")
+            time.sleep(pause)
+        seconds = time.perf_counter() - begin
+    latencies.sort()
+    return {
+        "requests": len(latencies),
+        "seconds": seconds,
+        "p50": latencies[len(latencies) // 2] * 1e6,
+        "p99": latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)] * 1e6,
+    }
+
+
+def stall(port: int) -> dict[str, int]:
+    with connect(port) as client:
+        client.sendall(request("GET", "/endless"))
+        if not client.recv(16).startswith(b"HTTP/1.1 200 "):
+            raise ConnectionError("the endless download did not begin")
+        print("ready", flush=True)
+        with open(0, "rb", closefd=False) as standard_input:
+            standard_input.read()
+    return {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.client")
+    commands = parser.add_subparsers(dest="what", required=True)
+    for name in ("bulk", "flood", "probe", "stall"):
+        command = commands.add_parser(name)
+        command.add_argument("port", type=int)
+        if name in ("bulk", "flood"):
+            command.add_argument("direction", choices=["down", "up"])
+        if name == "bulk":
+            command.add_argument("size", type=int)
+            command.add_argument("--chunked", action="store_true")
+        elif name == "flood":
+            command.add_argument("--streams", type=int, default=8)
+        elif name == "probe":
+            command.add_argument("--duration", type=float, default=5.0)
+            command.add_argument("--pause", type=float, default=0.001)
+    args = parser.parse_args()
+    result: object
+    if args.what == "bulk":
+        result = bulk(args.port, args.direction, args.size, chunked=args.chunked)
+    elif args.what == "flood":
+        result = flood(args.port, args.direction, args.streams)
+    elif args.what == "probe":
+        result = probe(args.port, args.duration, args.pause)
+    else:
+        result = stall(args.port)
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

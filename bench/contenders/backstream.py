@@ -1,0 +1,100 @@
+"""backstream, three ways: the service inside the agent (ASGI, or a bare handler), and an upstream behind it.
+
+Each is two processes, ``backstream proxy`` and an agent, on this machine's loopback.
+"""
+
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+from bench.contenders import Contender, Endpoint
+from bench.errors import BenchError
+from bench.net import free_port
+from bench.processes import Fleet
+from bench.routes import CLIENT_ID
+
+_BARE = [sys.executable, "-m", "bench.bare_agent"]
+
+INSTALL = "no backstream command that works found; install it: pip install ."
+
+
+@cache
+def command() -> str | None:
+    """The installed command, this environment's first; None if there is none that runs."""
+    beside = Path(sys.executable).with_name("backstream")
+    found = str(beside) if beside.exists() else shutil.which("backstream")
+    if found is None:
+        return None
+    try:
+        result = subprocess.run([found, "--version"], capture_output=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found if result.returncode == 0 else None
+
+
+def start_proxy(fleet: Fleet, *flags: str) -> Endpoint:
+    """``backstream proxy`` alone, as agents' meeting point."""
+    binary = command()
+    assert binary is not None
+    port = free_port()
+    argv = [binary, "proxy", "--listen", f"127.0.0.1:{port}", *flags]
+    return Endpoint(port, {"proxy": fleet.spawn("backstream proxy", argv).pid})
+
+
+def start_agent(fleet: Fleet, proxy: Endpoint, *flags: str) -> Endpoint:
+    """``backstream agent`` under the benches' client id; `flags` say what it serves."""
+    binary = command()
+    assert binary is not None
+    url = f"ws://127.0.0.1:{proxy.port}/ws"
+    argv = [binary, "agent", "--proxy-url", url, "--client-id", CLIENT_ID, *flags]
+    return Endpoint(proxy.port, {**proxy.pids, "agent": fleet.spawn("backstream agent", argv).pid})
+
+
+class _Backstream(Contender):
+    def missing(self, fleet: Fleet) -> str | None:
+        return None if command() else INSTALL
+
+
+class BackstreamApp(_Backstream):
+    """An ASGI application in the agent's process (bench/app.py)."""
+
+    key = "backstream-app"
+    name = "backstream, ASGI app"
+
+    def start(self, fleet: Fleet, backend: Endpoint) -> Endpoint:
+        return start_agent(fleet, start_proxy(fleet), "--app", "bench.app:app")
+
+
+class BackstreamUpstream(_Backstream):
+    """The agent forwards to the backend over HTTP/1.1."""
+
+    key = "backstream-upstream"
+    name = "backstream, upstream"
+
+    def start(self, fleet: Fleet, backend: Endpoint) -> Endpoint:
+        agent = start_agent(fleet, start_proxy(fleet), "--upstream", f"http://127.0.0.1:{backend.port}")
+        return Endpoint(agent.port, {**agent.pids, **backend.pids})
+
+
+class BackstreamBare(_Backstream):
+    """A bare handler of the library in the agent's process (bench/bare_agent.py): no ASGI, no tasks."""
+
+    key = "backstream-bare"
+    name = "backstream, bare handler"
+
+    def missing(self, fleet: Fleet) -> str | None:
+        if reason := super().missing(fleet):
+            return reason
+        try:
+            fleet.run("bare handler", [*_BARE, "--check"], timeout=20)
+        except BenchError as error:
+            return str(error)
+        return None
+
+    def start(self, fleet: Fleet, backend: Endpoint) -> Endpoint:
+        proxy = start_proxy(fleet)
+        url = f"ws://127.0.0.1:{proxy.port}/ws"
+        agent = fleet.spawn("bare agent", [*_BARE, url])
+        return Endpoint(proxy.port, {**proxy.pids, "agent": agent.pid})

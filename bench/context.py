@@ -1,0 +1,186 @@
+"""What every measurement needs: the options, a place for its processes, and turns taken fairly.
+
+Contenders of one measurement take turns (A B C A B C …), so that what drifts on a machine drifts for all
+of them.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from bench.contenders import Contender, Endpoint
+from bench.contenders.nginx import find_nginx
+from bench.contenders.nginx import start_service as start_nginx_service
+from bench.errors import BenchError
+from bench.net import free_port, wait_until_answering
+from bench.processes import Fleet, cpu_ns, memory_bytes
+from bench.routes import GIB, MIB
+from bench.table import Row
+
+Sample = dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How much to measure."""
+
+    quick: bool = False
+    duration: int = 5
+    """Seconds of load in each turn."""
+    repeat: int = 3
+    """Turns of each contender."""
+    bulk_bytes: int = GIB
+    connections: int = 64
+    agents: Sequence[int] = (1, 100, 10_000)
+    warm_up: int = 1
+    """Seconds of load before the first turn."""
+    only_contenders: Sequence[str] = ()
+    """Parts of the keys of the contenders to run; empty for all."""
+
+    @classmethod
+    def for_run(
+        cls, *, quick: bool, duration: int | None, repeat: int | None, contenders: Sequence[str]
+    ) -> "Options":
+        options = cls(only_contenders=contenders)
+        if quick:
+            options = replace(
+                options, quick=True, duration=1, repeat=1, bulk_bytes=64 * MIB, agents=(1, 100), warm_up=0
+            )
+        return replace(options, duration=duration or options.duration, repeat=repeat or options.repeat)
+
+    def wants(self, key: str) -> bool:
+        return not self.only_contenders or any(part in key for part in self.only_contenders)
+
+
+@dataclass(slots=True)
+class Case:
+    """One row to be: `turn` takes one sample."""
+
+    row: Row
+    turn: Callable[[], Sample] | None
+    """None where it is skipped."""
+    endpoint: Endpoint | None = None
+    """Where the contender runs, if it was started before its first turn."""
+
+
+@dataclass(slots=True)
+class Context:
+    """Options and the scratch directory that all processes of the run work in."""
+
+    options: Options
+    directory: Path
+    failures: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Processes under measurement find `bench` by this link, and not what else lies in the checkout:
+        # an uncompiled package beside it must not hide the installed one.
+        (self.directory / "bench").symlink_to(Path(__file__).parent)
+
+    def fleet(self) -> Fleet:
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("BACKSTREAM_")
+        }
+        return Fleet(self.directory, {**environment, "PYTHONPATH": os.fspath(self.directory)})
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def start(self, fleet: Fleet, contender: Contender, backend: Endpoint) -> Endpoint:
+        """Start a contender and wait for its first answer."""
+        self.say(f"  starting {contender.name}")
+        endpoint = contender.start(fleet, backend)
+        wait_until_answering(endpoint.port, contender.name, fleet.check)
+        return endpoint
+
+    def cases(
+        self,
+        fleet: Fleet,
+        contenders: Sequence[Contender],
+        backend: Endpoint,
+        turn: Callable[[Endpoint], Sample],
+    ) -> list[Case]:
+        """A case for each wanted contender, all of them started, to be kept running side by side."""
+        found = []
+        for contender in contenders:
+            if not self.options.wants(contender.key):
+                continue
+            row = Row(contender.key, contender.name)
+            case = Case(row, None)
+            found.append(case)
+            row.skipped = contender.missing(fleet)
+            if row.skipped:
+                continue
+            try:
+                case.endpoint = self.start(fleet, contender, backend)
+                case.turn = partial(turn, case.endpoint)
+            except BenchError as error:
+                self.fail(row, error)
+        return found
+
+    def fail(self, row: Row, error: Exception) -> None:
+        row.failed = str(error)
+        self.failures.append(f"{row.name}: {error}")
+        self.say(f"  {row.name}: FAILED: {error}")
+
+    def take_turns(self, title: str, cases: Sequence[Case]) -> list[Row]:
+        """Every case in turn, as often as the options say; one that fails is left out from then on."""
+        for number in range(1, self.options.repeat + 1):
+            for case in cases:
+                if case.turn is None or case.row.failed:
+                    continue
+                try:
+                    sample = case.turn()
+                except BenchError as error:
+                    self.fail(case.row, error)
+                    continue
+                case.row.add(sample)
+                rate = sample.get("rate")
+                told = "" if rate is None else f": {rate:,.0f}"
+                self.say(f"  {title} {number}/{self.options.repeat}, {case.row.name}{told}")
+        return [case.row for case in cases]
+
+
+def start_small_backend(fleet: Fleet) -> tuple[Endpoint, str]:
+    """The service behind small requests, and its name: nginx, or the bench's own where there is none."""
+    if find_nginx():
+        endpoint = start_nginx_service(fleet)
+        wait_until_answering(endpoint.port, "nginx service", fleet.check)
+        return endpoint, "nginx"
+    return start_bulk_backend(fleet), "bench service"
+
+
+def start_bulk_backend(fleet: Fleet) -> Endpoint:
+    """The service behind bulk (service.py)."""
+    port = free_port()
+    service = fleet.spawn("bench service", [sys.executable, "-m", "bench.service", str(port)])
+    wait_until_answering(port, "bench service", fleet.check)
+    return Endpoint(port, {"service": service.pid})
+
+
+class CpuMeter:
+    """CPU time of an endpoint's processes from here on."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._pids = endpoint.pids
+        self._before = {role: cpu_ns(pid) for role, pid in self._pids.items()}
+
+    def used(self, unit: float) -> Sample:
+        """Nanoseconds of each role divided by `unit`, as ``cpu.ROLE``."""
+        sample: Sample = {}
+        for role, before in self._before.items():
+            after = cpu_ns(self._pids[role])
+            if before is not None and after is not None:
+                sample[f"cpu.{role}"] = (after - before) / unit
+        return sample
+
+
+def peaks(endpoint: Endpoint) -> Sample:
+    """Peak memory of each role so far, in MiB, as ``peak.ROLE``."""
+    return {f"peak.{role}": mib(memory_bytes(pid, "VmHWM")) for role, pid in endpoint.pids.items()}
+
+
+def mib(count: int | None) -> float | None:
+    return None if count is None else count / MIB

@@ -1,0 +1,77 @@
+"""A load generator for where wrk is missing: closed loop, like ``wrk -t1``, but with a Python process's
+ceiling.
+
+``python -m bench.loadgen PORT CONNECTIONS SECONDS`` prints the same JSON as wrk's script in load.py.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from contextlib import suppress
+from typing import cast
+
+from bench.aio import run
+from bench.client import request
+from bench.routes import SMALL
+
+
+class _Client(asyncio.Protocol):
+    """Sends the next request when an answer is whole; the length of the first answer is that of all."""
+
+    message = request("GET", "/small")
+
+    def __init__(self, latencies: list[float], ended: asyncio.Event) -> None:
+        self._transport: asyncio.Transport
+        self._latencies = latencies
+        self._ended = ended
+        self._received = bytearray()
+        self._begun = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if not self._received.endswith(SMALL):
+            return
+        if not self._received.startswith(b"HTTP/1.1 200 "):
+            self._transport.abort()
+            return
+        self._latencies.append(time.perf_counter() - self._begun)
+        self._received.clear()
+        self._send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._ended.set()
+
+    def _send(self) -> None:
+        self._begun = time.perf_counter()
+        self._transport.write(self.message)
+
+
+async def load(port: int, connections: int, seconds: float) -> None:
+    latencies: list[float] = []
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    begin = time.perf_counter()
+    for _ in range(connections):
+        await loop.create_connection(lambda: _Client(latencies, ended), "127.0.0.1", port)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(ended.wait(), seconds)
+    elapsed = time.perf_counter() - begin
+    latencies.sort()
+    count = len(latencies)
+    result = {
+        "requests": count,
+        "seconds": elapsed,
+        "p50": latencies[count // 2] * 1e6 if count else 0,
+        "p99": latencies[min(count - 1, count * 99 // 100)] * 1e6 if count else 0,
+        "errors": int(ended.is_set()),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    run(load(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))

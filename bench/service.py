@@ -1,0 +1,155 @@
+"""The service behind everybody where bodies are large: routes.py over a raw protocol, with next to no cost
+per byte.
+
+``python -m bench.service PORT`` serves 127.0.0.1 until it is killed. Not an HTTP server: it trusts its
+few clients.
+"""
+
+import asyncio
+import sys
+from typing import cast
+
+from bench.aio import RECEIVE_BUFFER, run
+from bench.framing import ChunkCounter
+from bench.routes import ENDLESS, SMALL
+
+_BLOCK = memoryview(bytes(1 << 18))
+_CHUNK = memoryview(b"%x\r\n%b\r\n" % (len(_BLOCK), bytes(_BLOCK)))
+_LAST_CHUNK = b"0\r\n\r\n"
+_BLOCKS_PER_TURN = 4
+_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\n"
+_CHUNKED_HEAD = _HEAD + b"transfer-encoding: chunked\r\n\r\n"
+
+
+def _sized(body: bytes) -> bytes:
+    return b"%bcontent-length: %d\r\n\r\n%b" % (_HEAD, len(body), body)
+
+
+_SMALL = _sized(SMALL)
+_RECEIVED = memoryview(RECEIVE_BUFFER)
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client, one request at a time."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport
+        self._head = bytearray()
+        # Receiving: a sized body has `_body_left`, a chunked one `_chunks`.
+        self._body_left = 0
+        self._body_size = 0
+        self._chunks: ChunkCounter | None = None
+        # Sending
+        self._send_left = 0
+        self._send_chunked = False
+        self._paused = False
+        self._scheduled = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=len(_BLOCK), low=len(_BLOCK) // 4)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._send_left = 0
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _RECEIVED
+
+    def buffer_updated(self, nbytes: int) -> None:
+        position = 0
+        while position < nbytes:
+            if self._body_left:
+                step = min(self._body_left, nbytes - position)
+                self._body_left -= step
+                position += step
+                if not self._body_left:
+                    self._answer_sink(self._body_size)
+            elif self._chunks is not None:
+                position = self._chunks.feed(RECEIVE_BUFFER, position, nbytes)
+                if self._chunks.done:
+                    self._answer_sink(self._chunks.body)
+                    self._chunks = None
+            else:
+                position = self._receive_head(position, nbytes)
+
+    def _receive_head(self, position: int, end: int) -> int:
+        already = len(self._head)
+        self._head += _RECEIVED[position:end]
+        found = self._head.find(b"\r\n\r\n", max(0, already - 3))
+        if found < 0:
+            return end
+        lines = self._head[:found].split(b"\r\n")
+        self._head.clear()
+        method, target, _ = lines[0].decode("latin-1").split(" ")
+        fields = [line.lower() for line in lines[1:]]
+        self._begin(method, target, fields)
+        return position + found + 4 - already
+
+    def _begin(self, method: str, target: str, fields: list[bytearray]) -> None:
+        route, _, count = target.removeprefix("/").partition("/")
+        if method == "POST" and route == "sink":
+            self._begin_sink(fields)
+        elif route == "small":
+            self._transport.write(_SMALL)
+        elif route == "bytes":
+            self._transport.write(b"%bcontent-length: %d\r\n\r\n" % (_HEAD, int(count)))
+            self._send(int(count), chunked=False)
+        elif route in ("chunked", "endless"):
+            self._transport.write(_CHUNKED_HEAD)
+            self._send(int(count or ENDLESS), chunked=True)
+        else:
+            self._transport.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+
+    def _begin_sink(self, fields: list[bytearray]) -> None:
+        if any(field.startswith(b"transfer-encoding:") for field in fields):
+            self._chunks = ChunkCounter()
+            return
+        lengths = [int(field[15:]) for field in fields if field.startswith(b"content-length:")]
+        self._body_left = self._body_size = lengths[0] if lengths else 0
+        if not self._body_left:
+            self._answer_sink(0)
+
+    def _answer_sink(self, count: int) -> None:
+        self._transport.write(_sized(b"%d" % count))
+
+    def _send(self, count: int, *, chunked: bool) -> None:
+        self._send_left = count
+        self._send_chunked = chunked
+        self._send_more()
+
+    def _send_more(self) -> None:
+        self._scheduled = False
+        write = self._transport.write
+        for _ in range(_BLOCKS_PER_TURN):
+            # Writing to a connection that is lost neither fails nor pauses.
+            if not self._send_left or self._paused or self._transport.is_closing():
+                return
+            size = min(self._send_left, len(_BLOCK))
+            self._send_left -= size
+            if not self._send_chunked:
+                write(_BLOCK[:size])
+                continue
+            write(_CHUNK if size == len(_BLOCK) else b"%x\r\n%b\r\n" % (size, bytes(size)))
+            if not self._send_left:
+                write(_LAST_CHUNK)
+        # More would fit, but others wait for their turn.
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._send_more)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if not self._scheduled:
+            self._send_more()
+
+
+async def serve(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port, backlog=4096)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    run(serve(int(sys.argv[1])))

@@ -1,0 +1,37 @@
+"""Builds the Cython extensions; everything else is in pyproject.toml."""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).parent
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "embedsignature": True,
+}
+
+if os.environ.get("BACKSTREAM_PROFILE"):
+    # Frame pointers and symbols, so that perf names Cython's functions.
+    cflags = ["-O2", "-g", "-fno-omit-frame-pointer"]
+else:
+    cflags = ["-O2", "-g0"]
+
+
+def extensions() -> list[Extension]:
+    sources = sorted(path.relative_to(ROOT) for path in (ROOT / "backstream").rglob("*.pyx"))
+    return [
+        Extension(".".join(path.with_suffix("").parts), [str(path)], extra_compile_args=cflags)
+        for path in sources
+    ]
+
+
+setup(
+    ext_modules=cythonize(extensions(), compiler_directives=DIRECTIVES, nthreads=os.cpu_count() or 1),
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
+)

@@ -1,0 +1,309 @@
+"""The commands at work: they serve, drain, close and fail, with real processes, sockets and signals."""
+
+import asyncio
+import importlib.util
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    any(importlib.util.find_spec(f"backstream.{name}") is None for name in ("proxy", "agent")),
+    reason="proxy and agent are not there yet",
+)
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., Any]
+
+APP = """
+import asyncio
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            event = (await receive())["type"]
+            await send({"type": event + ".complete"})
+            if event == "lifespan.shutdown":
+                return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"begun\\n", "more_body": True})
+    if scope["path"] == "/slow":
+        await receive()
+        await asyncio.sleep(1)
+    if scope["path"] == "/endless":
+        await receive()
+        await asyncio.sleep(3600)
+    await send({"type": "http.response.body", "body": b"ended\\n"})
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        yield holder.getsockname()[1]
+
+
+def request(port: int, target: str = "/", client_id: str = "web") -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port), timeout=20)
+    fields = f"Host: x\r\nx-backstream-client-id: {client_id}\r\nConnection: close\r\n"
+    client.sendall(f"GET {target} HTTP/1.1\r\n{fields}\r\n".encode())
+    return client
+
+
+def read_until(client: socket.socket, words: bytes) -> bytes:
+    """What comes up to `words`, or to the end when they do not come."""
+    got = b""
+    while words not in got:
+        piece = client.recv(65536)
+        if not piece:
+            break
+        got += piece
+    return got
+
+
+def read_all(client: socket.socket) -> bytes:
+    got = b""
+    while piece := client.recv(65536):
+        got += piece
+    return got
+
+
+def rest_of(client: socket.socket) -> bytes:
+    """What comes before the connection ends, by a reset too."""
+    got = b""
+    try:
+        while piece := client.recv(65536):
+            got += piece
+    except ConnectionError:
+        pass
+    return got
+
+
+async def until_answered(port: int, target: str = "/") -> bytes:
+    """The first answer of 200; the agent may take a moment to connect."""
+    async with asyncio.timeout(20):
+        while True:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(
+                f"GET {target} HTTP/1.1\r\nHost: x\r\nx-backstream-client-id: web\r\n"
+                "Connection: close\r\n\r\n".encode()
+            )
+            answer = await reader.read(-1)
+            writer.close()
+            await writer.wait_closed()
+            if answer.startswith(b"HTTP/1.1 200"):
+                return answer
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def tunnel(start: Start, tmp_path: Path) -> tuple[Any, Any, int]:
+    """A proxy and an agent with APP, connected: (proxy, agent, the proxy's port)."""
+    (tmp_path / "service.py").write_text(APP)
+    port = free_port()
+    proxy = start("proxy", "--listen", f"127.0.0.1:{port}", "--drain-timeout", "10s", "--access-log")
+    proxy.wait_for("listening")
+    agent = start(
+        "agent",
+        *("--proxy-url", f"ws://127.0.0.1:{port}/ws", "--client-id", "web", "--app", "service:app"),
+        *("--drain-timeout", "10s"),
+    )
+    asyncio.run(until_answered(port))
+    return proxy, agent, port
+
+
+def test_a_request_goes_through_both_commands(tunnel: tuple[Any, Any, int]) -> None:
+    _, _, port = tunnel
+    with request(port) as client:
+        answer = read_all(client)
+    assert answer.startswith(b"HTTP/1.1 200") and b"begun" in answer and b"ended" in answer
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("which", ["proxy", "agent"])
+def test_a_signal_lets_a_running_response_end_and_exits_0(
+    which: str, number: signal.Signals, tunnel: tuple[Any, Any, int]
+) -> None:
+    proxy, agent, port = tunnel
+    command = proxy if which == "proxy" else agent
+    with request(port, "/slow") as client:
+        assert b"begun" in read_until(client, b"begun\n")
+        command.signal(number)
+        rest = read_all(client)
+        assert b"ended" in rest and rest.endswith(b"0\r\n\r\n")
+    assert command.status() == 0
+    assert "Traceback" not in command.output()
+
+
+@pytest.mark.parametrize("which", ["proxy", "agent"])
+def test_a_second_signal_closes_at_once(which: str, tunnel: tuple[Any, Any, int]) -> None:
+    proxy, agent, port = tunnel
+    command = proxy if which == "proxy" else agent
+    with request(port, "/endless") as client:
+        assert b"begun" in read_until(client, b"begun\n")
+        command.signal(signal.SIGTERM)
+        command.wait_for("draining")
+        command.signal(signal.SIGTERM)
+        # Well below the drain limit of 10 s; what the client gets must not look complete.
+        assert command.status(5) == 128 + signal.SIGTERM
+        assert not rest_of(client).endswith(b"0\r\n\r\n")
+    assert "Traceback" not in command.output()
+
+
+def test_an_idle_proxy_drains_at_once(start: Start) -> None:
+    proxy = start("proxy", "--listen", "127.0.0.1:0", "--drain-timeout", "60s")
+    proxy.wait_for("listening")
+    proxy.signal(signal.SIGTERM)
+    assert proxy.status(10) == 0
+
+
+def test_an_agent_without_a_proxy_still_ends_on_a_signal(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(APP)
+    agent = start(
+        "agent",
+        *("--proxy-url", f"ws://127.0.0.1:{free_port()}/ws", "--client-id", "web", "--app", "service:app"),
+    )
+    agent.wait_for("127.0.0.1")
+    agent.signal(signal.SIGTERM)
+    assert agent.status(10) == 0
+    assert "Traceback" not in agent.output()
+
+
+def test_a_port_in_use_costs_one_line_and_status_1(run: Run) -> None:
+    with taken_port() as port:
+        done = run("proxy", "--listen", f"127.0.0.1:{port}", "--log-level", "error")
+        assert done.returncode == 1
+        assert done.stderr == f"backstream proxy: cannot listen on 127.0.0.1:{port}: address already in use\n"
+
+
+def test_the_agents_port_in_use_is_the_one_named(run: Run) -> None:
+    with taken_port() as port:
+        flags = ("--listen", f"127.0.0.1:{free_port()}", "--agent-listen", f"127.0.0.1:{port}")
+        done = run("proxy", *flags, "--log-level", "error")
+    assert done.returncode == 1
+    assert done.stderr == f"backstream proxy: cannot listen on 127.0.0.1:{port}: address already in use\n"
+
+
+def test_an_address_that_is_not_ours_costs_one_line_and_status_1(run: Run) -> None:
+    done = run("proxy", "--listen", "192.0.2.1:8080", "--log-level", "error")
+    assert done.returncode == 1
+    assert (
+        done.stderr == "backstream proxy: cannot listen on 192.0.2.1:8080: cannot assign requested address\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("app", "words"),
+    [("absent:app", "absent"), ("service:missing", "missing"), ("service:number", "number")],
+)
+def test_an_app_that_cannot_be_loaded_costs_one_line_and_status_2(
+    app: str, words: str, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "service.py").write_text("number = 3\n")
+    done = run("agent", "--client-id", "web", "--app", app, "--log-level", "error")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and words in done.stderr
+
+
+def test_the_app_is_looked_for_in_app_dir(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "service.py").write_text(APP)
+    port = free_port()
+    start("proxy", "--listen", f"127.0.0.1:{port}").wait_for("listening")
+    start(
+        "agent",
+        *("--proxy-url", f"ws://127.0.0.1:{port}/ws", "--client-id", "web"),
+        *("--app", "service:app", "--app-dir", "inner"),
+    )
+    assert b"ended" in asyncio.run(until_answered(port))
+
+
+def test_logs_are_json_lines_when_nobody_looks(start: Start) -> None:
+    proxy = start("proxy", "--listen", "127.0.0.1:0")
+    proxy.wait_for("listening")
+    proxy.signal(signal.SIGTERM)
+    assert proxy.status() == 0
+    records = [json.loads(line) for line in proxy.output().splitlines()]
+    assert {record["logger"] for record in records} == {"backstream.proxy"}
+    assert all({"time", "level", "logger", "message"} <= record.keys() for record in records)
+
+
+def test_an_access_line_is_logged_per_request(tunnel: tuple[Any, Any, int]) -> None:
+    proxy, _, port = tunnel
+    with request(port, "/counted") as client:
+        read_all(client)
+    line = json.loads(proxy.wait_for("/counted").string)
+    assert line["logger"] == "backstream.access" and line["id"] == "web"
+
+
+def test_the_soft_limit_of_open_files_is_raised(start: Start) -> None:
+    resource = pytest.importorskip("resource")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = min(hard, 256)
+    code = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, ({low}, {hard}));"
+        "from backstream import cli; cli._prepare('auto', 'info');"
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.stdout.split() == [str(hard), str(hard)], done.stderr
+
+
+def test_the_demo_makes_its_own_request_shows_the_answer_and_exits_0(run: Run) -> None:
+    done = run("demo", "--once")
+    assert done.returncode == 0, done.stderr
+    assert "curl -H 'x-backstream-client-id: demo' http://127.0.0.1:" in done.stdout
+    assert "Hello from behind the tunnel!" in done.stdout
+    assert done.stderr == ""
+
+
+def test_the_demo_prints_what_to_type_serves_it_and_ends_on_ctrl_c(start: Start) -> None:
+    demo = start("demo", "--listen", "127.0.0.1:0")
+    match = demo.wait_for(r"curl -H 'x-backstream-client-id: demo' http://127\.0\.0\.1:(\d+)/$")
+    with request(int(match.group(1)), "/", "demo") as client:
+        assert b"Hello from behind the tunnel!" in read_all(client)
+    with request(int(match.group(1)), "/nothing", "demo") as client:
+        assert read_all(client).startswith(b"HTTP/1.1 404")
+    demo.signal(signal.SIGINT)
+    assert demo.status() == 0
+    assert "Traceback" not in demo.output()
+
+
+def test_the_demo_streams_and_echoes(start: Start) -> None:
+    demo = start("demo", "--listen", "127.0.0.1:0")
+    port = int(demo.wait_for(r"http://127\.0\.0\.1:(\d+)/$").group(1))
+    with request(port, "/stream", "demo") as client:
+        assert b"tick 10" not in read_until(client, b"tick 2\n")
+        assert b"tick 10\n" in read_all(client)
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        head = b"POST /echo HTTP/1.1\r\nHost: x\r\nx-backstream-client-id: demo\r\nContent-Length: 8\r\n\r\n"
+        client.sendall(head + b"half")
+        # The first half comes back while the second is still to be sent.
+        assert b"half" in read_until(client, b"half")
+        client.sendall(b"more")
+        assert b"more" in read_until(client, b"0\r\n\r\n")
+
+
+def test_the_demos_port_in_use_costs_one_line_and_status_1(run: Run) -> None:
+    with taken_port() as port:
+        done = run("demo", "--listen", f"127.0.0.1:{port}")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"cannot listen on 127.0.0.1:{port}: address already in use" in done.stderr
+    assert "--listen" in done.stderr

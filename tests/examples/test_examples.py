@@ -1,0 +1,201 @@
+"""Each program in examples/ runs as its first lines say, and does what they promise."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.server
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+import httpx
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+SECONDS = 20
+
+
+class Program:
+    """A running example, whose output is waited for line by line."""
+
+    def __init__(self, name: str, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", EXAMPLES / name, *arguments],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._seen: list[str] = []
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """The match in the first line that has one."""
+        while True:
+            try:
+                line = self._lines.get(timeout=SECONDS)
+            except Empty:
+                line = None
+            if line is None:
+                pytest.fail(f"no line with {pattern!r} in: {''.join(self._seen)}")
+            self._seen.append(line)
+            if match := re.search(pattern, line):
+                return match
+
+    def stop(self, number: signal.Signals) -> tuple[int, str]:
+        """Exit status after a signal, and what was printed since `wait_for`."""
+        self.process.send_signal(number)
+        status = self.process.wait(SECONDS)
+        self._reader.join(SECONDS)
+        rest = []
+        with contextlib.suppress(Empty):
+            while (line := self._lines.get_nowait()) is not None:
+                rest.append(line)
+        return status, "".join(rest)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(SECONDS)
+        self._reader.join(SECONDS)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+Start = Callable[..., Program]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    programs: list[Program] = []
+
+    def start(name: str, *arguments: str) -> Program:
+        programs.append(Program(name, *arguments))
+        return programs[-1]
+
+    yield start
+    for program in reversed(programs):
+        program.end()
+
+
+@pytest.fixture
+def proxy(start: Start) -> str:
+    """host:port of examples/proxy.py."""
+    return start("proxy.py", "127.0.0.1:0").wait_for(r"listening on http://(\S+)").group(1)
+
+
+@pytest.fixture
+def client(proxy: str) -> Iterator[httpx.Client]:
+    with httpx.Client(
+        base_url=f"http://{proxy}", headers={"x-backstream-client-id": "demo"}, timeout=SECONDS
+    ) as client:
+        yield client
+
+
+def test_every_example_is_tried_here() -> None:
+    source = Path(__file__).read_text()
+    names = sorted(path.name for path in EXAMPLES.glob("*.py"))
+    assert names
+    assert [name for name in names if f'"{name}"' not in source] == []
+
+
+def test_the_proxy_takes_only_agents_that_it_knows(proxy: str) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        connect(
+            f"ws://{proxy}/ws",
+            subprotocols=["backstream.v1"],  # type: ignore[list-item]
+            additional_headers={"x-backstream-client-id": "stranger"},
+            proxy=None,
+        )
+    assert refused.value.response.status_code == 403
+
+
+def test_the_asgi_agent_serves_its_application(proxy: str, client: httpx.Client, start: Start) -> None:
+    agent = start("agent_asgi.py", f"ws://{proxy}/ws")
+    agent.wait_for("^connected$")
+    response = client.get("/some/path?x=1")
+    assert (response.status_code, response.text) == (200, "GET /some/path reached the application\n")
+    assert response.headers["content-type"] == "text/plain; charset=utf-8"
+    status, output = agent.stop(signal.SIGINT)
+    assert (status, output) == (0, "")
+    response = client.get("/")
+    assert response.status_code == 503
+
+
+class Service(http.server.BaseHTTPRequestHandler):
+    """What `python -m http.server` is made of: a plain HTTP/1.1 service."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        answer = f"{self.path} {hashlib.sha256(body).hexdigest()}".encode()
+        self.send_response(201)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_upstream_agent_forwards_and_drains(
+    proxy: str, client: httpx.Client, start: Start, service: str
+) -> None:
+    agent = start("agent_upstream.py", f"ws://{proxy}/ws", service)
+    agent.wait_for("^connected$")
+    body = bytes(range(256)) * 1000
+    response = client.post("/put/here", content=body)
+    assert (response.status_code, response.text) == (201, f"/put/here {hashlib.sha256(body).hexdigest()}")
+    assert agent.stop(signal.SIGTERM) == (0, "")
+
+
+def test_the_handler_sends_back_what_it_gets(proxy: str, client: httpx.Client, start: Start) -> None:
+    start("agent_handler.py", f"ws://{proxy}/ws").wait_for("^connected$")
+    body = bytes(range(256)) * 20_000
+    for _ in range(3):
+        assert client.post("/", content=body).content == body
+    assert client.get("/").content == b""
+    assert client.get("/refused").status_code == 503
+
+
+def test_both_in_one_makes_its_request_and_ends() -> None:
+    result = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / "both_in_one.py"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert (result.returncode, result.stdout) == (0, "line 0\nline 1\nline 2\n")
+    # The one warning that is meant for whoever runs a proxy without `authorize`.
+    assert re.fullmatch(r"agents are not authenticated: .*\n", result.stderr)
