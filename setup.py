@@ -25,10 +25,7 @@ else:
 
 def extensions() -> list[Extension]:
     sources = sorted(path.relative_to(ROOT) for path in (ROOT / "backstream").rglob("*.pyx"))
-    return [
-        Extension(".".join(path.with_suffix("").parts), [str(path)], extra_compile_args=cflags)
-        for path in sources
-    ]
+    return [Extension(".".join(path.with_suffix("").parts), [str(path)], extra_compile_args=cflags) for path in sources]
 
 
 setup(

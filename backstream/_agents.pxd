@@ -18,7 +18,6 @@ cdef class AgentLink(SessionLink):
         AgentGroup group                # while it takes new streams
         int heap_index
         uint64_t turn
-        object _on_notify
 
 
 cdef class AgentGroup:
@@ -52,6 +51,7 @@ cdef class AgentTable:
         double _started
         readonly bint draining
         object on_notify
+        object _emptied                 # an asyncio.Event
 
     cdef AgentLink pick(self, bytes client_id, AgentLink other_than)
     cdef bint wait(self, object exchange, bytes client_id) except -1

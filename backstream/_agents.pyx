@@ -4,6 +4,7 @@ A group keeps its sessions in a heap of at most `max_agents_per_id`, reordered w
 one is a look at its top. Ids that went away stay known for a day, so that 503 (away) can be told from 422 (unknown).
 """
 
+import asyncio
 import logging
 from collections import OrderedDict, deque
 
@@ -222,6 +223,7 @@ cdef class AgentTable:
         self._groups = {}
         self._links = set()
         self._seen = OrderedDict()
+        self._emptied = asyncio.Event()
         self._started = monotonic()
 
     def __len__(self):
@@ -245,12 +247,18 @@ cdef class AgentTable:
             return f"the id has its {self.settings.max_agents_per_id} agents"
         return None
 
+    async def wait_empty(self):
+        """Waits until no session is left."""
+        while self._links:
+            self._emptied.clear()
+            await self._emptied.wait()
+
     cdef AgentLink pick(self, bytes client_id, AgentLink other_than):
         cdef object group = self._groups.get(client_id)
         return None if group is None else (<AgentGroup>group).best(other_than)
 
     cdef bint wait(self, object exchange, bytes client_id) except -1:
-        """Calls `exchange.try_again()` when an agent's transport has room again; false when that is not all it lacks."""
+        """Calls `exchange.try_again()` when an agent's transport has room; false when that is not all it lacks."""
         cdef AgentGroup group = self._groups.get(client_id)
         if group is None or not group.only_congested():
             return False
@@ -296,6 +304,8 @@ cdef class AgentTable:
         """A session is gone."""
         cdef AgentGroup group = link.group
         self._links.discard(link)
+        if not self._links:
+            self._emptied.set()
         if group is not None:
             group.remove(link)
             link.group = None

@@ -22,7 +22,7 @@ from backstream._loop cimport loop_state
 from backstream._service cimport Service
 from backstream._session cimport Stream, StreamHandler
 
-from backstream.errors import BackstreamError, ConfigurationError, StreamError
+from backstream.errors import ConfigurationError, StreamError
 
 logger = logging.getLogger("backstream.agent")
 
@@ -190,7 +190,8 @@ cdef class AsgiService(Service):
         return {
             "type": "http",
             "asgi": ASGI_VERSION,
-            "http_version": "1.1" if head.http_major == 1 and head.http_minor else f"{head.http_major}.{head.http_minor}",
+            "http_version": ("1.1" if head.http_major == 1 and head.http_minor
+                             else f"{head.http_major}.{head.http_minor}"),
             "method": bytes_of(head.method).decode("ascii"),
             "scheme": "http" if plain else "https",
             "path": path,
@@ -452,7 +453,8 @@ cdef class AsgiRequest(StreamHandler):
             self.length = -1
         self.started = True
         try:
-            self.stream.respond(&head, not more and (not self.takes_body or head.body == BODY_SIZED and head.length == 0))
+            self.stream.respond(&head, not more and (not self.takes_body
+                                                     or head.body == BODY_SIZED and head.length == 0))
         except StreamError as error:
             self.stream.reset(TOO_LARGE, str(error))
             self._gone()

@@ -10,8 +10,7 @@ without a body, once).
 
 from libc.stdint cimport int64_t, uint32_t
 
-from backstream._agents cimport AgentLink, AgentTable
-from backstream._buffer cimport Buffer
+from backstream._agents cimport AgentLink
 from backstream._codec cimport ResponseHead, Trailers
 from backstream._loop cimport LoopMember, monotonic
 from backstream._session cimport Stream, StreamHandler

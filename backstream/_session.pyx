@@ -17,7 +17,7 @@ from backstream._codec cimport (
     BODY_CHUNKED, BODY_NONE, BODY_SIZED, FLAG_ACK, FLAG_END_STREAM, FLAG_INTERIM, FRAME_DATA, FRAME_GOAWAY,
     FRAME_HEADER_SIZE, FRAME_HELLO, FRAME_NOTIFY, FRAME_PING, FRAME_REQUEST, FRAME_RESET, FRAME_RESPONSE,
     FRAME_TRAILERS, FRAME_WINDOW, MAX_HEAD_SIZE, MAX_MESSAGE_SIZE,
-    FieldArray, Frame, GoAway, Notify, RequestHead, Reset, ResponseHead, Slice, Trailers,
+    FieldArray, Frame, GoAway, Notify, RequestHead, Reset, ResponseHead, Trailers,
     bytes_of, decode_goaway, decode_hello, decode_notify, decode_request, decode_reset, decode_response,
     decode_trailers, encode_goaway, encode_hello, encode_notify, encode_reset, encode_response, encode_trailers,
     goaway_object, read_frame, read_u32, slice_of, write_frame_header, write_u32,
@@ -27,7 +27,6 @@ from backstream._flow cimport (
     window_halve, window_open, window_receive, window_round_full,
 )
 
-from backstream._messages import GoAway as GoAwayMessage
 from backstream.errors import ErrorCode, FrameError, HeadError, ProtocolError, StreamError
 
 

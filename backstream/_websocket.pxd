@@ -71,5 +71,3 @@ cdef class LinkMember(LoopMember):
 
 cdef class LinkListener(WSListener):
     cdef SessionLink link
-
-

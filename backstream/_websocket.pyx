@@ -12,7 +12,6 @@ import logging
 import socket
 import struct
 
-from libc.string cimport memcpy
 from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
 from backstream._buffer cimport Buffer, append
@@ -213,7 +212,8 @@ cdef class SessionLink(SessionOwner):
             if sent >= TURN_BYTES:
                 # Bulk goes on in the next turn; what came in meanwhile goes before it.
                 break
-        if self._slow and not self.session.congested and self._transport.underlying_transport.get_write_buffer_size() == 0:
+        if (self._slow and not self.session.congested
+                and self._transport.underlying_transport.get_write_buffer_size() == 0):
             self._slow = False
 
     cdef int end(self, int close_code, str reason) except -1:

@@ -75,6 +75,7 @@ class Agent:
         self._current: ServiceLink | None = None
         self._changed = asyncio.Event()
         self._connected = asyncio.Event()
+        self._unlinked = asyncio.Event()
         self._closed = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
         self._drain_tasks: set[asyncio.Task[None]] = set()
@@ -109,10 +110,7 @@ class Agent:
         self._changed.set()
         for link in list(self._links):
             link.leave("the agent is leaving")
-        deadline = time.monotonic() + self.settings.drain_timeout
-        while self._links and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        if self._links:
+        if not await self._without_links(self.settings.drain_timeout):
             logger.warning("requests were cut after %g s", self.settings.drain_timeout)
         await self.close()
 
@@ -128,9 +126,7 @@ class Agent:
                 await asyncio.gather(self._runner, return_exceptions=True)
             for link in list(self._links):
                 link.session.close(0, "the agent has stopped", 1001)
-            deadline = time.monotonic() + CLOSE_SECONDS
-            while self._links and time.monotonic() < deadline:
-                await asyncio.sleep(0.01)
+            await self._without_links(CLOSE_SECONDS)
             for link in list(self._links):
                 link.abort("the agent has stopped")
             for task in list(self._drain_tasks):
@@ -140,6 +136,17 @@ class Agent:
         finally:
             self._closed.set()
             logger.info("stopped")
+
+    async def _without_links(self, seconds: float) -> bool:
+        """Waits until every session is gone; false when some are left after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._links:
+                    self._unlinked.clear()
+                    await self._unlinked.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def wait_connected(self) -> None:
         """Waits until a session is ready for requests."""
@@ -218,7 +225,13 @@ class Agent:
         settings = self.settings
         self._generation += 1
         link = ServiceLink(
-            self, self._service, loop_state(), settings.session, self._budget, settings.client_id, self._instance,
+            self,
+            self._service,
+            loop_state(),
+            settings.session,
+            self._budget,
+            settings.client_id,
+            self._instance,
             self._generation,
         )
         options = {
@@ -232,8 +245,11 @@ class Agent:
         try:
             async with asyncio.timeout(settings.connect_timeout):
                 transport, _ = await picows.ws_connect(
-                    lambda: link.listener, where, websocket_handshake_timeout=settings.connect_timeout,
-                    use_aiofastnet=False, **options,
+                    lambda: link.listener,
+                    where,
+                    websocket_handshake_timeout=settings.connect_timeout,
+                    use_aiofastnet=False,
+                    **options,
                 )
         except picows.WSInvalidStatusError as error:
             status = int(error.response.status) if error.response is not None else 0
@@ -264,7 +280,9 @@ class Agent:
         """The proxy's HELLO came."""
         self._connected.set()
         logger.info(
-            "connected to %s as %s", _without_query(self.settings.proxy_url), self.settings.client_id,
+            "connected to %s as %s",
+            _without_query(self.settings.proxy_url),
+            self.settings.client_id,
             extra={"id": self.settings.client_id},
         )
         if self._leaving:
@@ -272,6 +290,7 @@ class Agent:
 
     def session_leaving(self, link: ServiceLink) -> None:
         """The proxy's GOAWAY came: a replacement first; this session goes on with what the proxy still sends."""
+        assert link.goaway is not None
         logger.info("the proxy is leaving: %s", link.goaway.message or "no reason given")
         if self._current is link:
             self._current = None
@@ -286,6 +305,7 @@ class Agent:
         self._links.discard(link)
         if not self._links:
             self._connected.clear()
+            self._unlinked.set()
         if self._current is link:
             self._current = None
             self._changed.set()
@@ -321,5 +341,3 @@ def load_app(path: str) -> AsgiApp:
 def _without_query(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}{parts.path}"
-
-

@@ -28,7 +28,8 @@ import click
 import uvloop
 from click.core import ParameterSource
 
-from backstream import logs
+from backstream import demo, logs
+from backstream.agent import Agent
 from backstream.config import (
     CONNECT,
     LIMITS,
@@ -49,6 +50,7 @@ from backstream.config import (
     parse_size,
 )
 from backstream.errors import BackstreamError, ConfigurationError
+from backstream.proxy import Proxy
 
 __all__ = ["main"]
 
@@ -207,9 +209,7 @@ def _settings_options(settings: type) -> list[click.Parameter]:
         if option.kind == "switch":
             flag = _flag(item.name)
             flags = f"{flag}/--no-{flag[2:]}"
-            options.append(
-                _option(item.name, option.section, option.help, flags=flags, type=bool, default=None)
-            )
+            options.append(_option(item.name, option.section, option.help, flags=flags, type=bool, default=None))
             continue
         text = option.help
         required = item.default is MISSING and item.default_factory is MISSING
@@ -218,9 +218,7 @@ def _settings_options(settings: type) -> list[click.Parameter]:
         if not required and item.default is not None:
             text += f"  [default: {_shown_default(option, item.default)}]"
         metavar = option.metavar or METAVARS[option.kind]
-        options.append(
-            _option(item.name, option.section, text, type=Value(option), metavar=metavar, required=required)
-        )
+        options.append(_option(item.name, option.section, text, type=Value(option), metavar=metavar, required=required))
     return options
 
 
@@ -274,9 +272,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         if not isinstance(table, dict):
             raise click.UsageError(f"{path}: {name!r} must be a table: [{name}]", ctx)
         keys = {
-            str(option.name).replace("_", "-"): option
-            for option in command.params
-            if option.name not in NOT_IN_FILE
+            str(option.name).replace("_", "-"): option for option in command.params if option.name not in NOT_IN_FILE
         }
         for key in table:
             if key not in keys:
@@ -319,9 +315,7 @@ def _settings(kind: type, values: Mapping[str, Any]) -> Any:
     given = {name: value for name, value in values.items() if value is not None}
     session_names = {item.name for item in fields(SessionSettings)}
     session = SessionSettings(**{name: value for name, value in given.items() if name in session_names})
-    return kind(
-        **{name: value for name, value in given.items() if name not in session_names}, session=session
-    )
+    return kind(**{name: value for name, value in given.items() if name not in session_names}, session=session)
 
 
 def _prepare(log_format: logs.LogFormat, log_level: str) -> None:
@@ -339,9 +333,7 @@ def _run(main: Callable[[], Any]) -> int:
         return cast(int, runner.run(main()))
 
 
-async def _serve(
-    name: str, service: Service, drain_timeout: float, started: Callable[[], None] | None = None
-) -> int:
+async def _serve(name: str, service: Service, drain_timeout: float, started: Callable[[], None] | None = None) -> int:
     """Run `service` until a signal: the first drains it, the second closes it at once.
 
     Returns the exit status: 0 after a drain, 128 and the signal's number after a second one, 1 when the
@@ -370,9 +362,7 @@ async def _serve(
         if started is not None:
             started()
         if not await _unless(first, service.wait_closed()):
-            log.info(
-                "draining for at most %s; a second signal closes at once", format_duration(drain_timeout)
-            )
+            log.info("draining for at most %s; a second signal closes at once", format_duration(drain_timeout))
             if not await _unless(second, service.drain()):
                 log.warning("closing at once")
                 return 128 + received[0]
@@ -415,7 +405,6 @@ def _cannot_listen(error: OSError, *addresses: str | None, hint: str = "") -> Fa
 def _proxy(log_format: logs.LogFormat, log_level: str, **values: Any) -> int:
     settings = _settings(ProxySettings, values)
     _prepare(log_format, log_level)
-    from backstream.proxy import Proxy
 
     async def run() -> int:
         try:
@@ -436,7 +425,6 @@ def _agent(log_format: logs.LogFormat, log_level: str, app_dir: str, **values: A
     _prepare(log_format, log_level)
     if app is not None:
         sys.path.insert(0, os.path.abspath(app_dir))
-    from backstream.agent import Agent
 
     async def run() -> int:
         try:
@@ -449,7 +437,6 @@ def _agent(log_format: logs.LogFormat, log_level: str, app_dir: str, **values: A
 
 def _demo(log_format: logs.LogFormat, log_level: str, listen: str | None, once: bool) -> int:
     _prepare(log_format, log_level)
-    from backstream import demo
 
     # A fixed port can be typed again; a single request takes whichever is free.
     address = listen or ("127.0.0.1:0" if once else "127.0.0.1:8080")
@@ -489,9 +476,7 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
-)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Reach HTTP services behind NAT and firewalls.

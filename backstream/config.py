@@ -230,15 +230,11 @@ def parse_upstream(text: str) -> Upstream:
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         if not path.startswith("/") or "\0" in path:
-            raise ConfigurationError(
-                f"{_shown(text)} must name a socket by its full path: unix:/run/service.sock"
-            )
+            raise ConfigurationError(f"{_shown(text)} must name a socket by its full path: unix:/run/service.sock")
         return Upstream("localhost", 80, path)
     parts = _split_url(text, ("http",), "http://HOST:PORT or unix:/PATH")
     if parts.path not in ("", "/") or parts.query:
-        raise ConfigurationError(
-            f"{_shown(text)} must end after its port: targets are forwarded as they come"
-        )
+        raise ConfigurationError(f"{_shown(text)} must end after its port: targets are forwarded as they come")
     host, port = _url_address(text, parts, 80)
     if port == 0:
         raise ConfigurationError(f"{_shown(text)} has no valid port: it must be a number from 1 to 65535")
@@ -319,9 +315,7 @@ def check_value(name: str, option: Option, value: object) -> None:
             least = "more than 0" if option.above_zero else f"at least {format_duration(option.least)}"
             raise ConfigurationError(f"{name} must be {least}, not {format_duration(value)}")
         if value > option.most:
-            raise ConfigurationError(
-                f"{name} must be at most {format_duration(option.most)}, not {value:g} s"
-            )
+            raise ConfigurationError(f"{name} must be at most {format_duration(option.most)}, not {value:g} s")
     elif not option.least <= value <= option.most:
         write = format_size if kind == "size" else str
         least = write(int(option.least))
@@ -362,9 +356,7 @@ class SessionSettings:
 
     max_window: int = field(
         default=16 * MiB,
-        metadata=_option(
-            "size", SESSIONS, "How far the window of a fast stream may grow.", least=1, most=MAX_WINDOW
-        ),
+        metadata=_option("size", SESSIONS, "How far the window of a fast stream may grow.", least=1, most=MAX_WINDOW),
     )
     """Bytes. 16 MiB fill 1 Gbit/s at a round trip of 130 ms."""
 
@@ -393,9 +385,7 @@ class SessionSettings:
 
     max_streams: int = field(
         default=1000,
-        metadata=_option(
-            "count", SESSIONS, "Requests that the peer may have open at once on one session.", least=0
-        ),
+        metadata=_option("count", SESSIONS, "Requests that the peer may have open at once on one session.", least=0),
     )
     """Streams; 0 lets the peer open none."""
 
@@ -407,17 +397,13 @@ class SessionSettings:
 
     ping_timeout: float = field(
         default=21.0,
-        metadata=_option(
-            "duration", SESSIONS, "Silence after which the peer counts as dead.", above_zero=True
-        ),
+        metadata=_option("duration", SESSIONS, "Silence after which the peer counts as dead.", above_zero=True),
     )
     """Seconds without a byte, more than `ping_interval`. Two pings and a little may be lost."""
 
     hello_timeout: float = field(
         default=5.0,
-        metadata=_option(
-            "duration", SESSIONS, "How long to wait for the peer's first frame (HELLO).", above_zero=True
-        ),
+        metadata=_option("duration", SESSIONS, "How long to wait for the peer's first frame (HELLO).", above_zero=True),
     )
     """Seconds. The frame follows the handshake directly; a peer that takes longer is none."""
 
@@ -450,9 +436,7 @@ class ProxySettings:
 
     listen: str = field(
         default="127.0.0.1:8080",
-        metadata=_option(
-            "address", LISTEN, "Address for clients, and for agents unless --agent-listen is given."
-        ),
+        metadata=_option("address", LISTEN, "Address for clients, and for agents unless --agent-listen is given."),
     )
     """`HOST:PORT`; an empty host means every interface, port 0 a free port. Loopback by default, since agents
     are not authenticated yet: whoever reaches the port can hold any id."""
@@ -495,9 +479,7 @@ class ProxySettings:
 
     header_timeout: float = field(
         default=10.0,
-        metadata=_option(
-            "duration", TIMES, "How long a client may take to send a request's head.", above_zero=True
-        ),
+        metadata=_option("duration", TIMES, "How long a client may take to send a request's head.", above_zero=True),
     )
     """Seconds from a head's first byte (or the connection's start) to its last, against clients that
     trickle."""
@@ -540,17 +522,13 @@ class ProxySettings:
 
     max_head_size: int = field(
         default=64 * KiB,
-        metadata=_option(
-            "size", LIMITS, "Largest head of a request; beyond it 431.", least=1 * KiB, most=128 * KiB
-        ),
+        metadata=_option("size", LIMITS, "Largest head of a request; beyond it 431.", least=1 * KiB, most=128 * KiB),
     )
     """Bytes of request line and fields. A head must fit into one frame of 128 KiB."""
 
     max_target_size: int = field(
         default=16 * KiB,
-        metadata=_option(
-            "size", LIMITS, "Longest target (path and query); beyond it 414.", least=1, most=128 * KiB
-        ),
+        metadata=_option("size", LIMITS, "Longest target (path and query); beyond it 414.", least=1, most=128 * KiB),
     )
     """Bytes."""
 
@@ -587,11 +565,7 @@ class ProxySettings:
         path = self.agent_path
         if not path.startswith("/") or not _is_token_text(path) or any(char in path for char in " ?#"):
             raise ConfigurationError(f"agent_path must be a path like /ws, not {_shown(path)}")
-        if (
-            self.agent_listen is not None
-            and self.agent_listen == self.listen
-            and parse_address(self.listen)[1]
-        ):
+        if self.agent_listen is not None and self.agent_listen == self.listen and parse_address(self.listen)[1]:
             raise ConfigurationError("agent_listen must differ from listen; leave it out to share the port")
 
 
@@ -601,9 +575,7 @@ class AgentSettings:
 
     proxy_url: str = field(
         default="ws://127.0.0.1:8080/ws",
-        metadata=_option(
-            "text", CONNECT, "The proxy: ws://HOST:PORT/PATH, or wss:// for TLS.", metavar="URL"
-        ),
+        metadata=_option("text", CONNECT, "The proxy: ws://HOST:PORT/PATH, or wss:// for TLS.", metavar="URL"),
     )
     """`ws://` or `wss://`; the path is the proxy's `agent_path`."""
 
@@ -626,9 +598,7 @@ class AgentSettings:
 
     upstream: str | None = field(
         default=None,
-        metadata=_option(
-            "text", SERVICE, "A service to forward to: http://HOST:PORT or unix:/PATH.", metavar="URL"
-        ),
+        metadata=_option("text", SERVICE, "A service to forward to: http://HOST:PORT or unix:/PATH.", metavar="URL"),
     )
     """`http://host:port` or `unix:/path`; not together with `app`."""
 
@@ -660,17 +630,13 @@ class AgentSettings:
 
     reconnect_max: float = field(
         default=3.0,
-        metadata=_option(
-            "duration", CONNECT, "Longest pause while the proxy is unreachable.", above_zero=True
-        ),
+        metadata=_option("duration", CONNECT, "Longest pause while the proxy is unreachable.", above_zero=True),
     )
     """Seconds. Short: a restarted proxy should have its agents back at once."""
 
     refused_max: float = field(
         default=30.0,
-        metadata=_option(
-            "duration", CONNECT, "Longest pause while the proxy refuses this agent.", above_zero=True
-        ),
+        metadata=_option("duration", CONNECT, "Longest pause while the proxy refuses this agent.", above_zero=True),
     )
     """Seconds after a 4xx, close code 1008 or a failure of TLS: somebody has to mend something first."""
 
@@ -682,9 +648,7 @@ class AgentSettings:
 
     upstream_idle_timeout: float = field(
         default=30.0,
-        metadata=_option(
-            "duration", TIMES, "How long an unused upstream connection is kept.", above_zero=True
-        ),
+        metadata=_option("duration", TIMES, "How long an unused upstream connection is kept.", above_zero=True),
     )
     """Seconds. Shorter than servers usually keep theirs, so that few requests meet a closing one."""
 
@@ -730,12 +694,8 @@ class AgentSettings:
             )
         if self.app is not None and self.upstream is not None:
             raise ConfigurationError("app and upstream exclude each other: an agent serves one service")
-        if self.app is not None and not re.fullmatch(
-            r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", self.app
-        ):
-            raise ConfigurationError(
-                f"app must be module:attribute (such as main:app), not {_shown(self.app)}"
-            )
+        if self.app is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", self.app):
+            raise ConfigurationError(f"app must be module:attribute (such as main:app), not {_shown(self.app)}")
         if self.upstream is not None:
             try:
                 parse_upstream(self.upstream)

@@ -70,9 +70,7 @@ class JsonLinesFormatter(JsonFormatter):
     def __init__(self) -> None:
         super().__init__(json_default=_text)
 
-    def add_fields(
-        self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
-    ) -> None:
+    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         log_data["time"] = moment.replace("+00:00", "Z")
         log_data["level"] = record.levelname.lower()

@@ -6,9 +6,9 @@ Life-cycle and policy; bytes are the business of `_http` and of the sessions.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -105,8 +105,11 @@ class Proxy:
         logger.info("listening on %s for clients", _text(self.address))
         logger.info("listening on %s%s for agents", _text(self.agent_address), self.settings.agent_path)
         if self._authorize is None:
-            logger.warning(
-                "agents are not authenticated: whoever reaches %s can hold any client id", _text(self.agent_address)
+            host, _ = self.agent_address
+            logger.log(
+                logging.INFO if ipaddress.ip_address(host).is_loopback else logging.WARNING,
+                "agents are not authenticated: whoever reaches %s can hold any client id",
+                _text(self.agent_address),
             )
         logger.info("memory of buffers is bounded by %s", format_size(memory_bound(self.settings)))
 
@@ -119,10 +122,7 @@ class Proxy:
         self.agents.drain()
         for context in self._contexts:
             context.drain()
-        deadline = time.monotonic() + self.settings.drain_timeout
-        while self.connection_count and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        if self.connection_count:
+        if not await _within(self.settings.drain_timeout, *(context.wait_empty() for context in self._contexts)):
             logger.warning("%d connections were cut after %g s", self.connection_count, self.settings.drain_timeout)
         await self.close()
 
@@ -135,10 +135,9 @@ class Proxy:
         for context in self._contexts:
             context.abort()
         self.agents.close()
-        deadline = time.monotonic() + CLOSE_SECONDS
+        waits = [self.agents.wait_empty(), *(context.wait_empty() for context in self._contexts)]
         try:
-            while (len(self.agents) or self.connection_count) and time.monotonic() < deadline:
-                await asyncio.sleep(0.01)
+            await _within(CLOSE_SECONDS, *waits)
         finally:
             self.agents.abort()
             self._closed.set()
@@ -202,7 +201,9 @@ class Proxy:
                 return 500, "the agent could not be authorized"
             if allowed is not True:
                 logger.warning(
-                    "agent %s from %s was refused", handshake.client_id, connection.peer_address or "a local socket",
+                    "agent %s from %s was refused",
+                    handshake.client_id,
+                    connection.peer_address or "a local socket",
                     extra={"id": handshake.client_id},
                 )
                 return 403, "the agent is not authorized for this id"
@@ -212,6 +213,16 @@ class Proxy:
             return accept_websocket(transport, link, path, key, rest)
 
         return take_over
+
+
+async def _within(seconds: float, *work: Coroutine[Any, Any, None]) -> bool:
+    """Awaits all of `work`; false when it took longer than `seconds` and was cancelled."""
+    try:
+        async with asyncio.timeout(seconds):
+            await asyncio.gather(*work)
+    except TimeoutError:
+        return False
+    return True
 
 
 def memory_bound(settings: ProxySettings) -> int:

@@ -28,9 +28,7 @@ MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="a smoke run of under 40 s; its numbers mean little"
-    )
+    parser.add_argument("--quick", action="store_true", help="a smoke run of under 40 s; its numbers mean little")
     parser.add_argument(
         "--only",
         action="append",
@@ -45,12 +43,8 @@ def _arguments() -> argparse.Namespace:
         metavar="PART",
         help="only contenders whose key has this part (direct, nginx, backstream-app, …), may be repeated",
     )
-    parser.add_argument(
-        "--repeat", type=_positive, metavar="N", help="turns of each contender (3; 1 with --quick)"
-    )
-    parser.add_argument(
-        "--duration", type=_positive, metavar="S", help="seconds of each turn (5; 1 with --quick)"
-    )
+    parser.add_argument("--repeat", type=_positive, metavar="N", help="turns of each contender (3; 1 with --quick)")
+    parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of each turn (5; 1 with --quick)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     return parser.parse_args()
 
@@ -99,8 +93,7 @@ def _as_json(machine: dict[str, str], options: Options, sections: list[Section],
         "machine": machine,
         "options": asdict(options),
         "sections": {
-            section.key: {"title": section.title, "rows": [asdict(row) for row in section.rows]}
-            for section in sections
+            section.key: {"title": section.title, "rows": [asdict(row) for row in section.rows]} for section in sections
         },
         "targets": targets.verdicts({section.key: section for section in sections}),
         "failures": failures,

@@ -33,9 +33,7 @@ def run(context: Context) -> list[Section]:
         for count in options.agents:
             row = Row(f"agents-{count}", f"backstream, {count:,} agent{'s' * (count > 1)}", skipped=missing)
             if missing is None and hard != resource.RLIM_INFINITY and hard < count + _SPARE_FILES:
-                row.skipped = (
-                    f"the hard limit of open files is {hard:,}; raise it: ulimit -Hn {count + _SPARE_FILES}"
-                )
+                row.skipped = f"the hard limit of open files is {hard:,}; raise it: ulimit -Hn {count + _SPARE_FILES}"
             cases.append(Case(row, None if row.skipped else partial(_turn, context, count)))
         rows = context.take_turns("agents", cases)
     title = (
@@ -60,9 +58,7 @@ def _turn(context: Context, count: int) -> Sample:
         endpoint = start_agent(fleet, proxy, "--app", "bench.app:app")
         wait_until_answering(endpoint.port, "backstream", fleet.check)
         begin = time.perf_counter()
-        swarm = fleet.spawn(
-            "swarm", [sys.executable, "-m", "bench.swarm", str(proxy.port), str(count - 1)], pipes=True
-        )
+        swarm = fleet.spawn("swarm", [sys.executable, "-m", "bench.swarm", str(proxy.port), str(count - 1)], pipes=True)
         read_line(swarm, timeout=60)
         connect = time.perf_counter() - begin
         sample = small_sample(fleet, endpoint, context.options.connections, context.options.duration)

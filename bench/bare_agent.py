@@ -25,7 +25,7 @@ def check() -> str | None:
 async def serve(proxy_url: str) -> None:
     """Answers every request with the small body until SIGTERM."""
     import backstream
-    from backstream import _callbacks
+    from backstream import streams
 
     head = backstream.ResponseHead(
         status=200,
@@ -39,10 +39,10 @@ async def serve(proxy_url: str) -> None:
 
     handler = Small()
 
-    def answer(stream: object, request: object, end: bool) -> Small:
-        _callbacks.respond(stream, head)
-        _callbacks.write(stream, SMALL)
-        _callbacks.end(stream)
+    def answer(stream: streams.Stream, request: backstream.RequestHead, end: bool) -> Small:
+        streams.respond(stream, head)
+        streams.write(stream, SMALL)
+        streams.end(stream)
         return handler
 
     stop = asyncio.Event()

@@ -69,9 +69,7 @@ def bulk_sample(fleet: Fleet, endpoint: Endpoint, direction: str, size: int, *, 
     """One transfer; `direction` is ``down`` or ``up``."""
     argv = [sys.executable, "-m", "bench.client", "bulk", str(endpoint.port), direction, str(size)]
     meter = CpuMeter(endpoint)
-    result = json.loads(
-        fleet.run("bulk client", argv + ["--chunked"] * chunked, timeout=60 + size / (20 * MIB))
-    )
+    result = json.loads(fleet.run("bulk client", argv + ["--chunked"] * chunked, timeout=60 + size / (20 * MIB)))
     return {
         "rate": size / MIB / result["seconds"],
         "cpu.client": result["cpu_seconds"] * 1e3 * GIB / size,

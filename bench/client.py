@@ -146,9 +146,7 @@ def flood(port: int, direction: str, streams: int) -> dict[str, float]:
         selector.register(0, selectors.EVENT_READ)
         for client in clients:
             client.sendall(
-                request("GET", "/endless")
-                if downloads
-                else request("POST", "/sink", "transfer-encoding: chunked")
+                request("GET", "/endless") if downloads else request("POST", "/sink", "transfer-encoding: chunked")
             )
             client.setblocking(False)
             selector.register(client, selectors.EVENT_READ if downloads else selectors.EVENT_WRITE, client)

@@ -41,9 +41,7 @@ class Options:
     """Parts of the keys of the contenders to run; empty for all."""
 
     @classmethod
-    def for_run(
-        cls, *, quick: bool, duration: int | None, repeat: int | None, contenders: Sequence[str]
-    ) -> "Options":
+    def for_run(cls, *, quick: bool, duration: int | None, repeat: int | None, contenders: Sequence[str]) -> "Options":
         options = cls(only_contenders=contenders)
         if quick:
             options = replace(
@@ -80,9 +78,7 @@ class Context:
         (self.directory / "bench").symlink_to(Path(__file__).parent)
 
     def fleet(self) -> Fleet:
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("BACKSTREAM_")
-        }
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("BACKSTREAM_")}
         return Fleet(self.directory, {**environment, "PYTHONPATH": os.fspath(self.directory)})
 
     def say(self, text: str) -> None:

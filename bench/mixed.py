@@ -27,9 +27,7 @@ _COLUMNS = [
     median("p50 µs", "p50"),
     median("p99 µs", "p99"),
     spread("p99"),
-    Column(
-        "p99 × idle", lambda row, section: number(section.ratio(row.key, "p99", f"{_contender(row)}:idle"), 1)
-    ),
+    Column("p99 × idle", lambda row, section: number(section.ratio(row.key, "p99", f"{_contender(row)}:idle"), 1)),
     ratio("p99 × nginx idle", "p99"),
     median("proxy CPU %", "cpu.proxy"),
     median("agent CPU %", "cpu.agent"),

@@ -29,13 +29,7 @@ def _frame(opcode: int, payload: bytes) -> bytes:
 def _hello() -> bytes:
     """A HELLO frame: version 1, software, a random instance, generation 1, default sizes, 100 streams."""
     software = b"bench-swarm"
-    hello = (
-        b"\x08\x01"
-        + b"\x12%c%b" % (len(software), software)
-        + b"\x1a\x10"
-        + os.urandom(16)
-        + b"\x20\x01\x38\x64"
-    )
+    hello = b"\x08\x01" + b"\x12%c%b" % (len(software), software) + b"\x1a\x10" + os.urandom(16) + b"\x20\x01\x38\x64"
     return struct.pack(">I", len(hello) << 8 | 0x6) + bytes(5) + hello
 
 

@@ -120,10 +120,7 @@ def _render(section: Section, width: int) -> str:
     measured = [row for row in section.rows if row.samples]
     cells = {row.key: [column.cell(row, section) for column in section.columns] for row in measured}
     shown = [i for i in range(len(section.columns)) if any(cells[row.key][i] != "-" for row in measured)]
-    widths = {
-        i: max([len(section.columns[i].heading), *(len(cells[row.key][i]) for row in measured)])
-        for i in shown
-    }
+    widths = {i: max([len(section.columns[i].heading), *(len(cells[row.key][i]) for row in measured)]) for i in shown}
     lines = [f"{section.key}: {section.title}"]
     if measured:
         headings = (section.columns[i].heading.rjust(widths[i]) for i in shown)

@@ -445,9 +445,7 @@ def make_agent(
 ) -> backstream.Agent:
     url = proxy if isinstance(proxy, str) else "ws://{}:{}/ws".format(*proxy.agent_address)
     settings = {"reconnect_min": 0.02, "reconnect_max": 0.2, "refused_max": 0.2} | settings
-    return kind(
-        backstream.AgentSettings(proxy_url=url, client_id=client_id, **settings), app=app, handler=handler
-    )
+    return kind(backstream.AgentSettings(proxy_url=url, client_id=client_id, **settings), app=app, handler=handler)
 
 
 def proxy_settings(**settings: Any) -> backstream.ProxySettings:
@@ -556,9 +554,7 @@ async def echo_app(scope: Any, receive: Any, send: Any) -> None:
         event = await receive()
         if event["type"] == "http.disconnect":
             return
-        await send(
-            {"type": "http.response.body", "body": event["body"], "more_body": event["more_body"]}
-        )
+        await send({"type": "http.response.body", "body": event["body"], "more_body": event["more_body"]})
         if not event["more_body"]:
             return
 
@@ -643,8 +639,10 @@ class Processes:
         return proxy
 
     async def agent(self, *arguments: str, client_id: str = ID) -> Process:
-        source = () if "--upstream" in arguments or "--app" in arguments else (
-            *("--app", "service:app", "--app-dir", str(ROOT / "tests" / "faults")),
+        source = (
+            ()
+            if "--upstream" in arguments or "--app" in arguments
+            else (*("--app", "service:app", "--app-dir", str(ROOT / "tests" / "faults")),)
         )
         agent = self.start(
             "agent",

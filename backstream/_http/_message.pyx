@@ -12,7 +12,7 @@ Errors are MessageError with the status that they become.
 
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport int64_t, uint8_t
-from libc.string cimport memchr, memcmp, memcpy, memmove
+from libc.string cimport memchr, memcmp
 
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport (

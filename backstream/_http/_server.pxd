@@ -31,7 +31,10 @@ cdef class ServerContext:
         # state
         readonly bint draining
         set connections
+        object _emptied                 # an asyncio.Event
         readonly long long requests
+
+    cdef int forget(self, ServerConnection connection) except -1
 
 
 cdef enum ResponseFraming:

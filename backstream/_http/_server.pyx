@@ -10,7 +10,6 @@ Rules that hold here:
 
 import asyncio
 import base64
-import binascii
 import logging
 import socket
 from http import HTTPStatus
@@ -20,8 +19,8 @@ from libc.stdint cimport int64_t, uint64_t
 from backstream._agents cimport AgentTable
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport (
-    BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers,
-    bytes_of, encode_request, equals, equals_lower, is_authority, is_client_id, is_target, is_token, slice_of,
+    BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers,
+    bytes_of, encode_request, equals, equals_lower, is_authority, is_client_id, is_target, slice_of,
 )
 from backstream._exchange cimport Exchange, Responder
 from backstream._http._message cimport (
@@ -33,7 +32,7 @@ from backstream._loop cimport READ_SIZE, loop_state, monotonic
 
 from backstream._http.errors import MessageError
 from backstream.config import parse_duration
-from backstream.errors import BackstreamError, ConfigurationError
+from backstream.errors import ConfigurationError
 
 
 cdef enum:
@@ -76,6 +75,7 @@ cdef class ServerContext:
         self.on_agent = on_agent
         self.access_log = access_log
         self.connections = set()
+        self._emptied = asyncio.Event()
 
     def connection(self):
         """A protocol for one accepted socket."""
@@ -92,6 +92,18 @@ cdef class ServerContext:
         self.draining = True
         for connection in list(self.connections):
             connection.drain()
+
+    cdef int forget(self, ServerConnection connection) except -1:
+        self.connections.discard(connection)
+        if not self.connections:
+            self._emptied.set()
+        return 0
+
+    async def wait_empty(self):
+        """Waits until no connection is open."""
+        while self.connections:
+            self._emptied.clear()
+            await self._emptied.wait()
 
     def abort(self):
         """Drops every connection."""
@@ -185,7 +197,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.closed = True
         self.loop.clear_deadline(self)
         self.loop.forget_unread(self.writer.fd)
-        self.context.connections.discard(self)
+        self.context.forget(self)
         self._gone("the client's connection was lost")
         self.reader.close()
         self.writer.out.release()
@@ -377,7 +389,6 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef ServerContext context = self.context
         cdef RequestHead head
         cdef Field* field
-        cdef Field* kept
         cdef Slice client_id, timeout_text, host, rest, token
         cdef Py_ssize_t i, count = 0
         cdef int hosts = 0, ids = 0, timeouts = 0, expects = 0
@@ -609,7 +620,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         """The socket is somebody else's from now on."""
         self.loop.clear_deadline(self)
         self.loop.forget_unread(self.writer.fd)
-        self.context.connections.discard(self)
+        self.context.forget(self)
         self.reader.close()
         self.closed = True
         self.transport = None
@@ -624,7 +635,6 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         return self.writer.text(b"HTTP/1.1 %d %s\r\n" % (status, bytes_of(reason) if reason.size else b""))
 
     cdef int send_interim(self, const ResponseHead* head) except -1:
-        cdef Py_ssize_t i
         if self.minor == 0 or self.head_sent or self.closing:
             return 0        # RFC 9110 §15.2: never to HTTP/1.0
         self._write_status(head.status, head.reason)

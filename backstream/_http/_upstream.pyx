@@ -13,15 +13,14 @@ import logging
 from collections import deque
 
 from libc.stdint cimport int64_t, uint32_t
-from libc.string cimport memcpy
 
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport (
     BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, RequestHead, ResponseHead, Slice, Trailers,
-    bytes_of, equals, is_connection_field, slice_of,
+    bytes_of, is_connection_field, slice_of,
 )
 from backstream._http._message cimport (
-    BODY, END, FIELD_DATE, FIELD_EXPECT, FIELD_OTHER, FIELD_TRAILER, FIELD_VIA, HEAD, NEED_DATA, READ_FINISHED,
+    BODY, FIELD_DATE, FIELD_EXPECT, FIELD_OTHER, FIELD_TRAILER, FIELD_VIA, HEAD, NEED_DATA, READ_FINISHED,
     READ_TO_CLOSE, Event, ResponseReader,
 )
 from backstream._http._writer cimport SocketWriter
@@ -467,7 +466,6 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef ResponseHead head
         cdef Field* field
         cdef Py_ssize_t i, count = 0
-        cdef int64_t described = -1
         cdef bytes upgrade
         for i in range(reader.fields.count):
             field = &reader.fields.items[i]

@@ -1,7 +1,6 @@
 """Flags, environment and TOML file: who wins, and what a mistake costs."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,14 +134,6 @@ def test_the_version_is_one_line(run: Run) -> None:
     assert done.stdout.startswith("backstream ") and done.stdout.count("\n") == 1
 
 
-def test_the_help_needs_no_event_loop_and_no_core() -> None:
-    code = (
-        "import sys, backstream.cli as c; c.main(['proxy', '-h']); print('backstream.proxy' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
-    assert done.stdout.endswith("False\n"), done.stderr
-
-
 WRONG = [
     (["prox"], "No such command"),
     (["--nonsense"], "--nonsense"),
@@ -216,9 +207,7 @@ def test_a_mistake_in_the_environment_names_the_variable(run: Run) -> None:
         ("[proxy]\nmax-agents = [1]\n", "max-agents in [proxy]: it must be a number"),
     ],
 )
-def test_a_mistake_in_the_file_names_the_file_and_the_key(
-    text: str, words: str, tmp_path: Path, run: Run
-) -> None:
+def test_a_mistake_in_the_file_names_the_file_and_the_key(text: str, words: str, tmp_path: Path, run: Run) -> None:
     write(tmp_path / "my.toml", text)
     done = run("proxy", "--config", "my.toml")
     assert done.returncode == 2

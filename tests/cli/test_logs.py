@@ -62,9 +62,7 @@ def test_a_human_line_ends_with_the_extras() -> None:
     stream = io.StringIO()
     logs.configure("human", stream=stream)
     logging.getLogger("backstream.proxy").warning("gone", extra={"id": "my web", "session": 3, "cause": None})
-    assert re.fullmatch(
-        r'\d\d:\d\d:\d\d\.\d{3} WARNING proxy: gone  id="my web" session=3\n', stream.getvalue()
-    )
+    assert re.fullmatch(r'\d\d:\d\d:\d\d\.\d{3} WARNING proxy: gone  id="my web" session=3\n', stream.getvalue())
 
 
 @pytest.mark.parametrize("format", ["human", "json"])

@@ -101,8 +101,7 @@ async def until_answered(port: int, target: str = "/") -> bytes:
         while True:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(
-                f"GET {target} HTTP/1.1\r\nHost: x\r\nx-backstream-client-id: web\r\n"
-                "Connection: close\r\n\r\n".encode()
+                f"GET {target} HTTP/1.1\r\nHost: x\r\nx-backstream-client-id: web\r\nConnection: close\r\n\r\n".encode()
             )
             answer = await reader.read(-1)
             writer.close()
@@ -203,9 +202,7 @@ def test_the_agents_port_in_use_is_the_one_named(run: Run) -> None:
 def test_an_address_that_is_not_ours_costs_one_line_and_status_1(run: Run) -> None:
     done = run("proxy", "--listen", "192.0.2.1:8080", "--log-level", "error")
     assert done.returncode == 1
-    assert (
-        done.stderr == "backstream proxy: cannot listen on 192.0.2.1:8080: cannot assign requested address\n"
-    )
+    assert done.stderr == "backstream proxy: cannot listen on 192.0.2.1:8080: cannot assign requested address\n"
 
 
 @pytest.mark.parametrize(

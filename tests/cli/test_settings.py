@@ -63,9 +63,7 @@ def test_every_setting_has_an_option_or_holds_some(kind: type) -> None:
         (AgentSettings, {"reconnect_min": 4.0}, "reconnect_min .* must not be more than reconnect_max"),
     ],
 )
-def test_a_value_that_cannot_work_is_refused_by_name(
-    kind: type, values: dict[str, object], words: str
-) -> None:
+def test_a_value_that_cannot_work_is_refused_by_name(kind: type, values: dict[str, object], words: str) -> None:
     required = {"client_id": "web"} if kind is AgentSettings else {}
     with pytest.raises(ConfigurationError, match=words) as caught:
         kind(**(required | values))

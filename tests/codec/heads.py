@@ -44,9 +44,7 @@ NAMES = over(LOWER, 1).filter(lambda name: name not in NEVER_TRAVELS + RESTRICTE
 FIELDS: st.SearchStrategy[Fields] = st.lists(
     st.one_of(
         st.tuples(NAMES, over(VALUE)),
-        st.sampled_from(
-            [(b"te", b"trailers"), (b"expect", b"100-Continue"), (b"cookie", b"a=1"), (b"x", b"")]
-        ),
+        st.sampled_from([(b"te", b"trailers"), (b"expect", b"100-Continue"), (b"cookie", b"a=1"), (b"x", b"")]),
     ),
     max_size=6,
 ).map(tuple)

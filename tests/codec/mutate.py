@@ -42,9 +42,7 @@ def payloads(count: int, seed: int) -> Iterator[tuple[Kind, bytes]]:
     """`count` damaged payloads, of each kind in turn."""
     rng = random.Random(seed)
     sources = {kind.name: [kind.pack(SAMPLES[kind.name])] for kind in KINDS}
-    sources["request"].append(
-        _codec.pack_request(RequestHead(method=b"GET", target=b"/", upgrade=b"websocket"))
-    )
+    sources["request"].append(_codec.pack_request(RequestHead(method=b"GET", target=b"/", upgrade=b"websocket")))
     for i in range(count):
         kind = KINDS[i % len(KINDS)]
         yield kind, damaged(rng.choice(sources[kind.name]), rng)

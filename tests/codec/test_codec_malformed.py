@@ -51,9 +51,7 @@ def test_a_payload_cut_at_any_byte_is_refused_or_a_shorter_one(kind: Kind) -> No
 
 
 @EVERY_KIND
-@pytest.mark.parametrize(
-    "length", [1, 127, 128, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
-)
+@pytest.mark.parametrize("length", [1, 127, 128, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1])
 def test_a_length_that_lies_is_refused(kind: Kind, length: int) -> None:
     whole = kind.pack(SAMPLES[kind.name])
     for number in [*(f.number for f in kind.runtime.DESCRIPTOR.fields if _wire_type(f) == BYTES), 99]:
@@ -112,9 +110,7 @@ def test_a_member_of_the_wrong_wire_type_is_refused(kind: Kind) -> None:
 
 @pytest.mark.parametrize("wire_type", [3, 4, 6, 7])
 @EVERY_KIND
-def test_groups_which_proto3_cannot_write_and_unknown_wire_types_are_refused(
-    kind: Kind, wire_type: int
-) -> None:
+def test_groups_which_proto3_cannot_write_and_unknown_wire_types_are_refused(kind: Kind, wire_type: int) -> None:
     for number in (1, 99):
         with pytest.raises(HeadError):
             kind.unpack(kind.pack(SAMPLES[kind.name]) + varint(number << 3 | wire_type) + bytes(8))
@@ -156,10 +152,7 @@ def test_damaged_messages_are_split_into_their_frames_or_refused() -> None:
         except FrameError:
             continue
         read += 1
-        assert (
-            b"".join(_codec.pack_frame(k, stream, payload, flags) for k, flags, stream, payload in frames)
-            == message
-        )
+        assert b"".join(_codec.pack_frame(k, stream, payload, flags) for k, flags, stream, payload in frames) == message
     assert 500 < read < 4500
 
 

@@ -101,9 +101,7 @@ def _decoy(draw: Any, kind: Kind, number: int) -> bytes:
 @EVERY_KIND
 @THOROUGH
 @given(data=st.data())
-def test_members_in_any_order_are_read_and_of_repeats_the_last_one_counts(
-    kind: Kind, data: st.DataObject
-) -> None:
+def test_members_in_any_order_are_read_and_of_repeats_the_last_one_counts(kind: Kind, data: st.DataObject) -> None:
     value = data.draw(kind.values)
     members = split(kind.pack(value))
     repeated = {f.number for f in kind.runtime.DESCRIPTOR.fields if f.is_repeated}
@@ -162,11 +160,7 @@ def test_a_field_is_read_with_its_members_turned_round_repeated_and_with_unknown
 @pytest.mark.parametrize("width", [2, 3, 4, 5])
 def test_numbers_and_lengths_with_idle_bytes_are_read_as_the_runtime_reads_them(width: int) -> None:
     payload = (
-        varint(1 << 3 | VARINT, width)
-        + varint(204, width)
-        + varint(2 << 3 | BYTES, width)
-        + varint(2, width)
-        + b"No"
+        varint(1 << 3 | VARINT, width) + varint(204, width) + varint(2 << 3 | BYTES, width) + varint(2, width) + b"No"
     )
     head = _codec.unpack_response(payload)
     assert (head.status, head.reason) == (204, b"No")
@@ -178,16 +172,12 @@ def test_numbers_and_lengths_with_idle_bytes_are_read_as_the_runtime_reads_them(
 @THOROUGH
 @given(
     frames=st.lists(
-        st.tuples(
-            st.integers(0, 255), st.integers(0, 255), st.integers(0, 2**31 - 1), st.binary(max_size=300)
-        ),
+        st.tuples(st.integers(0, 255), st.integers(0, 255), st.integers(0, 2**31 - 1), st.binary(max_size=300)),
         max_size=8,
     )
 )
 def test_frames_round_trip(frames: list[tuple[int, int, int, bytes]]) -> None:
-    message = b"".join(
-        _codec.pack_frame(kind, stream, payload, flags) for kind, flags, stream, payload in frames
-    )
+    message = b"".join(_codec.pack_frame(kind, stream, payload, flags) for kind, flags, stream, payload in frames)
     assert _codec.unpack_frames(message) == frames
 
 

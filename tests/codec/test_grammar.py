@@ -142,9 +142,7 @@ def test_a_scheme_is_http_or_https() -> None:
         assert not request_is_taken(scheme=scheme), scheme
 
 
-@pytest.mark.parametrize(
-    "peer", [b"", b"192.0.2.1:1", b"192.0.2.1:65535", b"[2001:db8::1]:50000", b"[::1]:1"]
-)
+@pytest.mark.parametrize("peer", [b"", b"192.0.2.1:1", b"192.0.2.1:65535", b"[2001:db8::1]:50000", b"[::1]:1"])
 def test_a_peer_may_be(peer: bytes) -> None:
     assert request_is_taken(peer=peer)
 

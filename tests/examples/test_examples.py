@@ -168,9 +168,7 @@ def service() -> Iterator[str]:
         thread.join()
 
 
-def test_the_upstream_agent_forwards_and_drains(
-    proxy: str, client: httpx.Client, start: Start, service: str
-) -> None:
+def test_the_upstream_agent_forwards_and_drains(proxy: str, client: httpx.Client, start: Start, service: str) -> None:
     agent = start("agent_upstream.py", f"ws://{proxy}/ws", service)
     agent.wait_for("^connected$")
     body = bytes(range(256)) * 1000

@@ -52,9 +52,7 @@ async def test_a_url_without_a_port_stays_without_one(framework: str, tunnel: Tu
         assert response.headers["x-url"] == "http://service.example/json/n?q=1"
 
 
-async def test_each_piece_of_a_stream_arrives_before_the_next_is_made(
-    framework: str, tunnel: Tunnel
-) -> None:
+async def test_each_piece_of_a_stream_arrives_before_the_next_is_made(framework: str, tunnel: Tunnel) -> None:
     probe = Probe()
     async with tunnel(module_of(framework).build(probe)) as client:
         probe.go.set()
@@ -82,9 +80,7 @@ async def test_an_upload_is_read_whole(framework: str, framing: str, tunnel: Tun
         assert response.json() == {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
 
 
-async def test_an_upload_that_nobody_reads_does_not_hold_up_the_answer(
-    framework: str, tunnel: Tunnel
-) -> None:
+async def test_an_upload_that_nobody_reads_does_not_hold_up_the_answer(framework: str, tunnel: Tunnel) -> None:
     async with tunnel(module_of(framework).build(Probe())) as client:
         response = await client.post("/nowhere", content=b"x" * MEBIBYTE)
         assert response.status_code == 404

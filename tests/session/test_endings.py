@@ -177,9 +177,7 @@ class Raising(Handler):
     ids=["stream_error", "defect"],
 )
 @pytest.mark.parametrize("where", ["head", "data", "writable"])
-def test_an_exception_of_a_handler_resets_its_stream_and_no_other(
-    where: str, error: Exception, code: int
-) -> None:
+def test_an_exception_of_a_handler_resets_its_stream_and_no_other(where: str, error: Exception, code: int) -> None:
     end = wire.proxy(peer={"initial_window": 1000})
     handler = Raising(where, error)
     stream = _callbacks.open_stream(end.session, POST, handler)

@@ -149,9 +149,7 @@ def test_other_resets_by_the_opener_cost() -> None:
     assert end.closed == CALM
 
 
-@pytest.mark.xfail(
-    strict=True, reason="resets by the side that did not open the stream are free while it is open"
-)
+@pytest.mark.xfail(strict=True, reason="resets by the side that did not open the stream are free while it is open")
 def test_resets_by_the_side_that_did_not_open_the_stream_cost() -> None:
     end = wire.proxy()
     for _ in range(BUCKET + 1):

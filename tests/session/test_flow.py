@@ -347,9 +347,7 @@ def take_a_window(end: End, handler: Handler, seconds: float) -> int:
         (0.5, 0.9, True),
     ],
 )
-def test_a_window_taken_within_two_round_trips_or_20_ms_doubles(
-    round_trip: float, seconds: float, grows: bool
-) -> None:
+def test_a_window_taken_within_two_round_trips_or_20_ms_doubles(round_trip: float, seconds: float, grows: bool) -> None:
     end = wire.proxy()
     end.session.round_trip = round_trip
     handler = downloading(end, eager=False)

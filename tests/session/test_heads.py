@@ -69,12 +69,8 @@ def failed(end: End, handler: Handler, code: int = ErrorCode.PROTOCOL_ERROR) -> 
         pytest.param([frame(RESPONSE, 1, b"")], id="a_head_of_nothing"),
         pytest.param([response(1, OK), frame(TRAILERS, 1, b"\xff")], id="trailers_of_rubbish"),
         pytest.param([response(1, replace(OK, fields=((b"Upper", b""),)))], id="a_head_against_the_grammar"),
-        pytest.param(
-            [response(1, replace(OK, fields=((b"content-length", b"1"),)))], id="framing_as_a_field"
-        ),
-        pytest.param(
-            [response(1, OK), trailers(1, ((b"transfer-encoding", b"chunked"),))], id="framing_in_trailers"
-        ),
+        pytest.param([response(1, replace(OK, fields=((b"content-length", b"1"),)))], id="framing_as_a_field"),
+        pytest.param([response(1, OK), trailers(1, ((b"transfer-encoding", b"chunked"),))], id="framing_in_trailers"),
         pytest.param([response(1, CONTINUE, flags=0)], id="100_without_interim"),
         pytest.param([response(1, OK, flags=INTERIM)], id="200_with_interim"),
         pytest.param([response(1, CONTINUE, flags=INTERIM | END)], id="an_interim_head_that_ends"),
@@ -84,16 +80,12 @@ def failed(end: End, handler: Handler, code: int = ErrorCode.PROTOCOL_ERROR) -> 
         pytest.param([response(1, sized(5)), data(1, b"abc"), data(1, b"abc")], id="more_than_was_promised"),
         pytest.param([response(1, sized(5)), data(1, b"abcdef", end=True)], id="more_than_promised_at_once"),
         pytest.param([response(1, sized(5), end=True)], id="a_promise_that_ends_at_once"),
-        pytest.param(
-            [response(1, sized(5)), data(1, b"abc"), trailers(1)], id="trailers_short_of_the_promise"
-        ),
+        pytest.param([response(1, sized(5)), data(1, b"abc"), trailers(1)], id="trailers_short_of_the_promise"),
         pytest.param([response(1, sized(0)), data(1, b"x")], id="a_byte_beyond_nothing"),
         pytest.param([response(1, EMPTY), data(1, b"x")], id="a_body_to_204"),
         pytest.param([response(1, sized(5, status=304)), data(1, b"hello")], id="a_body_to_304"),
         pytest.param([response(1, replace(OK, status=304)), data(1, b"hello")], id="a_chunked_body_to_304"),
-        pytest.param(
-            [response(1, ResponseHead(status=200)), data(1, b"x")], id="a_body_where_none_was_announced"
-        ),
+        pytest.param([response(1, ResponseHead(status=200)), data(1, b"x")], id="a_body_where_none_was_announced"),
         pytest.param([window(1, 0)], id="a_window_of_0"),
         pytest.param([window(1, 2**31)], id="a_window_above_2_to_the_31"),
         pytest.param([window(1, 2**32 - 1)], id="a_window_of_32_bits"),
@@ -155,9 +147,7 @@ def test_a_body_on_a_request_that_announced_none_fails_it() -> None:
     assert end.closed is None
 
 
-@pytest.mark.parametrize(
-    "late", [data(1, b"x"), data(1, b"", end=True), trailers(1)], ids=["data", "end", "trailers"]
-)
+@pytest.mark.parametrize("late", [data(1, b"x"), data(1, b"", end=True), trailers(1)], ids=["data", "end", "trailers"])
 def test_a_frame_behind_the_end_of_its_direction_fails_the_stream_with_stream_closed(late: bytes) -> None:
     end = wire.agent()
     accepted = serve(end, 1, POST)
@@ -195,9 +185,7 @@ def test_a_window_without_its_4_bytes_ends_the_session(size: int) -> None:
         pytest.param([response(1, OK), data(1, b"a"), data(1, b"b", end=True)], b"ab", id="chunked"),
         pytest.param([response(1, OK), data(1, b"a"), data(1, b"", end=True)], b"a", id="an_end_of_its_own"),
         pytest.param([response(1, sized(2)), data(1, b"ab", end=True)], b"ab", id="sized"),
-        pytest.param(
-            [response(1, sized(2)), data(1, b"ab"), data(1, b"", end=True)], b"ab", id="sized_then_end"
-        ),
+        pytest.param([response(1, sized(2)), data(1, b"ab"), data(1, b"", end=True)], b"ab", id="sized_then_end"),
         pytest.param([response(1, sized(0), end=True)], b"", id="sized_0"),
         pytest.param([response(1, sized(0)), data(1, b"", end=True)], b"", id="sized_0_then_end"),
         pytest.param([response(1, sized(9, status=304), end=True)], b"", id="304_with_the_length_of_200"),
@@ -462,9 +450,7 @@ def test_101_with_the_end_fails_the_stream() -> None:
     failed(end, handler)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a session doesn't know whether a request that is still open offered an upgrade"
-)
+@pytest.mark.xfail(strict=True, reason="a session doesn't know whether a request that is still open offered an upgrade")
 def test_101_to_an_upload_that_offered_no_upgrade_fails_the_stream() -> None:
     end = wire.proxy()
     handler = end.open(POST)

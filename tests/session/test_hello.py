@@ -319,9 +319,7 @@ def test_ids_may_leave_gaps_up_to_the_highest(is_proxy: bool) -> None:
 @BOTH
 @pytest.mark.parametrize("mine", [True, False])
 @pytest.mark.parametrize("kind", [DATA, RESPONSE, TRAILERS, WINDOW, RESET])
-def test_a_frame_for_a_stream_that_was_never_opened_ends_the_session(
-    is_proxy: bool, kind: int, mine: bool
-) -> None:
+def test_a_frame_for_a_stream_that_was_never_opened_ends_the_session(is_proxy: bool, kind: int, mine: bool) -> None:
     end = End(is_proxy).greeted()
     payload = {RESPONSE: _codec.pack_response(OK), WINDOW: b"\0\0\1\0"}.get(kind, b"")
     end.hear(frame(kind, 1 if mine == is_proxy else 2, payload))

@@ -226,9 +226,7 @@ class Side(_callbacks.Owner):
             assert self.sent.get(number, 0) <= allowed
         assert self.session.stream_count == live
         assert self.session.opened + self.session.accepted == live
-        assert (
-            _callbacks.budget_used(self.session) == self.budget.used_bytes == grown <= self.budget.total_bytes
-        )
+        assert _callbacks.budget_used(self.session) == self.budget.used_bytes == grown <= self.budget.total_bytes
 
 
 def check_bytes(exchange: Exchange) -> None:
@@ -283,11 +281,7 @@ class TwoSessions(RuleBasedStateMachine):
             for peer in self.live()
             if peer.source is not None
             and not peer.source.wants_end
-            and (
-                not self.exchange_of(peer).head.upgrade
-                or peer is self.exchange_of(peer).server
-                or peer.switched
-            )
+            and (not self.exchange_of(peer).head.upgrade or peer is self.exchange_of(peer).server or peer.switched)
         ]
 
     def exchange_of(self, peer: Peer) -> Exchange:
@@ -561,9 +555,7 @@ def drive(seed: int, steps: int) -> TwoSessions:
         (2, lambda: machine.reset(draw=draw(), really=0, code=rng.choice([0, 2, 8, 32]))),
         (
             1,
-            lambda: (
-                machine.a_stalled_stream_never_stops_its_neighbours(draw=draw()) if machine.live() else None
-            ),
+            lambda: machine.a_stalled_stream_never_stops_its_neighbours(draw=draw()) if machine.live() else None,
         ),
     ]
     weights = [weight for weight, _ in actions]

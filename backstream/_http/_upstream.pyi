@@ -1,0 +1,8 @@
+from backstream._service import Service
+from backstream.config import AgentSettings, Upstream
+
+class UpstreamService(Service):
+    connections: int
+    def __init__(self, target: Upstream, settings: AgentSettings) -> None: ...
+    @property
+    def where(self) -> str: ...
