@@ -130,7 +130,7 @@ def open_stream(Session session, head, Handler handler, bint end=False):
     fill_request(head, &raw, fields)
     encode_request(out, &raw)
     return session.open(out.data, out.size, handler, end, head.method == b"HEAD",
-                        head.length if head.body == 1 else -1)
+                        head.length if head.body == 1 else -1, len(head.upgrade) > 0)
 
 
 def respond(Stream stream, head, bint end=False):
@@ -189,6 +189,11 @@ def staged(Stream stream) -> int:
 def window(Stream stream) -> tuple:
     """The receive window as (window, credit, queued, ungranted) in bytes."""
     return (stream._window.window, stream._window.credit, stream._window.queued, stream._window.ungranted)
+
+
+def budget_bytes(Stream stream) -> int:
+    """Bytes of the process's window budget that the stream holds."""
+    return stream._budget_bytes
 
 
 def receive(Session session, bytes message):

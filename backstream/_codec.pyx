@@ -6,11 +6,20 @@ wire's grammar, raises (FrameError ends the session, HeadError the stream); what
 """
 
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from backstream import _messages
 from backstream._buffer cimport Buffer, reserve
 from backstream.errors import FrameError, HeadError
+
+
+cdef extern from "<arpa/inet.h>" nogil:
+    int inet_pton(int family, const char* text, void* address)
+    int AF_INET
+    int AF_INET6
+
+cdef enum:
+    INET6_ADDRSTRLEN = 46
 
 
 # --- grammar -----------------------------------------------------------------------------------------------------
@@ -129,16 +138,27 @@ cdef bint is_authority(Slice s) noexcept:
 
 cdef bint _is_peer(Slice s) noexcept:
     """ip:port, or nothing where the client has no such address (a Unix socket)."""
-    cdef Py_ssize_t i
-    cdef char c
-    cdef bint port = False
-    for i in range(s.size):
-        c = s.ptr[i]
-        if c == c':':
-            port = True
-        elif not (CLASSES[<uint8_t>c] & HEX or c == c'.' or c == c'[' or c == c']'):
-            return False
-    return s.size == 0 or (port and s.size <= 64 and CLASSES[<uint8_t>s.ptr[s.size - 1]] & DIGIT)
+    cdef char ip[INET6_ADDRSTRLEN]
+    cdef char address[16]
+    cdef Py_ssize_t end = s.size, skip = 0
+    cdef int port = 0, scale = 1
+    if s.size == 0:
+        return True
+    while end and CLASSES[<uint8_t>s.ptr[end - 1]] & DIGIT and s.size - end < 5:
+        end -= 1
+        port += (s.ptr[end] - c'0') * scale
+        scale *= 10
+    if end == s.size or port > 65535 or end == 0 or s.ptr[end - 1] != c':':
+        return False
+    end -= 1
+    if end > 1 and s.ptr[0] == c'[' and s.ptr[end - 1] == c']':
+        skip = 1
+        end -= 1
+    if end - skip >= INET6_ADDRSTRLEN or memchr(s.ptr, 0, s.size) != NULL:
+        return False
+    memcpy(ip, s.ptr + skip, end - skip)
+    ip[end - skip] = 0
+    return inet_pton(AF_INET6 if skip else AF_INET, ip, address) == 1
 
 
 cdef bint equals(Slice s, const char* text, Py_ssize_t size) noexcept:

@@ -105,7 +105,7 @@ cdef class Exchange(StreamHandler):
         try:
             self.stream = link.session.open(self.payload.data, self.payload.size, self,
                                             self.request_ended and not self.has_body and not self.offers_upgrade,
-                                            self.is_head, self.length)
+                                            self.is_head, self.length, self.offers_upgrade)
         except StreamError as error:
             return self._fail(431, "http_request_error", str(error), "proxy")
         if self.replay is not None:

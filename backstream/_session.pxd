@@ -46,6 +46,7 @@ cdef class Stream:
         readonly StreamHandler handler
         readonly bint opened_here
         bint answers_head               # the request's method is HEAD
+        bint offers_upgrade
         # state
         StreamState state
         bint head_done                  # the final response's head has passed, in whichever direction
@@ -71,6 +72,7 @@ cdef class Stream:
         int64_t _received_promise       # bytes still due of a sized body, -1 where nothing was promised
         uint32_t _pending_grant
         int64_t _budget_bytes
+        int64_t _returned_bytes         # of them, those of a halved window whose credit is still out
         readonly bint acknowledged      # a RESPONSE or WINDOW of the peer's came: it holds the request
 
     cdef int respond(self, const ResponseHead* head, bint end) except -1
@@ -121,6 +123,7 @@ cdef class Session:
         public double round_trip        # seconds
         double _bucket                  # tokens left for frames that say nothing
         double _bucket_at
+        uint32_t _crossing              # frames for closed streams that cost nothing yet
         # buffers
         Buffer _control                 # whole frames that go before data
         uint32_t _control_frames        # of them, counted while congested
@@ -133,7 +136,7 @@ cdef class Session:
 
     cdef bint can_open(self) noexcept
     cdef Stream open(self, const char* payload, Py_ssize_t size, StreamHandler handler, bint end, bint is_head,
-                     int64_t length)
+                     int64_t length, bint offers_upgrade)
     cdef int receive(self, const char* data, Py_ssize_t size) except -1
     cdef bint has_output(self) noexcept
     cdef Py_ssize_t pull(self, char* target, Py_ssize_t limit) except -1

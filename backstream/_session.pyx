@@ -40,7 +40,7 @@ cdef enum:
     REFUSED = 7
     CANCEL = 8
     ENHANCE_YOUR_CALM = 11
-    TIMEOUT = 32
+    TIMEOUT = 32            # from here on codes that say how the service failed
     TOO_LARGE = 37
     DRAINING = 38
     SESSION_LOST = 256
@@ -58,6 +58,8 @@ cdef enum:
     GENEROUS_GROWTH = 65536         # bytes of windows' growth that a session gets more easily
     SMALL_GRANT = 128               # a WINDOW below this says next to nothing
     REAL_DATA = 1024                # DATA from here on pays for itself
+    CROSSING_FRAMES = 8             # that an honest peer may send before it knows that a stream is over
+    MAX_CROSSING_FRAMES = 8000
 
 cdef double BUCKET_SIZE = 2000.0
 cdef double BUCKET_REFILL = 200.0   # per second
@@ -169,6 +171,8 @@ cdef class Stream:
             return 0
         if self.head_done:
             raise StreamError(INTERNAL, "a second final head")
+        if head.status == 101 and not self.offers_upgrade:
+            raise StreamError(INTERNAL, "101 to a request that offered no upgrade")
         start = session._control.size
         reserve(session._control, FRAME_HEADER_SIZE)
         session._control.size += FRAME_HEADER_SIZE
@@ -245,10 +249,16 @@ cdef class Stream:
         cdef Buffer out
         if self.local_ended():
             return 0
+        if self.sent_promise > 0:
+            raise StreamError(INTERNAL, "less body than was promised")
         out = Buffer()
         encode_trailers(out, trailers)
         if out.size > MAX_HEAD_SIZE:
             raise StreamError(TOO_LARGE, "the trailers exceed 131072 bytes")
+        if self.staged == 0:
+            # Nothing to wait for: they go before other streams' data, as heads do.
+            self.session._put_control(FRAME_TRAILERS, 0, self.id, out.data, out.size)
+            return self.session._local_end(self)
         self._trailers = out.data[:out.size]
         return self.end()
 
@@ -269,16 +279,20 @@ cdef class Stream:
         due = window_consume(&self._window, count)
         if self.state == HALF_CLOSED_REMOTE:
             return 0
+        if self._returned_bytes and self._window.ungranted >= 0:
+            # What was granted before the window was halved has come and gone: only now nobody can use its memory.
+            session.budget.give_back(session.share, self._returned_bytes)
+            self._budget_bytes -= self._returned_bytes
+            self._returned_bytes = 0
         if window_round_full(&self._window):
             pace = window_end_round(&self._window, session.owner.now(), session.round_trip,
                                     session.share.used_bytes < GENEROUS_GROWTH)
             if pace == FAST:
                 self._grow_window()
                 due = True
-            elif pace == SLOW and self._budget_bytes:
+            elif pace == SLOW and self._budget_bytes and not self._returned_bytes:
                 window_halve(&self._window)
-                self._budget_bytes -= self._window.window
-                session.budget.give_back(session.share, self._window.window)
+                self._returned_bytes = self._window.window
                 due = self._window.ungranted * 4 >= self._window.window
         if due and self._window.ungranted > 0:
             if self._pending_grant == 0:
@@ -369,7 +383,7 @@ cdef class Session:
                 and self.opened < self._peer_max_streams and self._next_id <= MAX_STREAM_ID)
 
     cdef Stream open(self, const char* payload, Py_ssize_t size, StreamHandler handler, bint end, bint is_head,
-                     int64_t length):
+                     int64_t length, bint offers_upgrade):
         """Opens a stream with an encoded REQUEST. `can_open()` must hold.
 
         length: the bytes of a sized body, -1 where their number is not known.
@@ -385,6 +399,7 @@ cdef class Session:
         stream.handler = handler
         stream.opened_here = True
         stream.answers_head = is_head
+        stream.offers_upgrade = offers_upgrade
         stream.send_credit = stream.send_window = self._peer_window
         stream.sent_promise = length
         window_open(&stream._window, self._initial_window)
@@ -434,9 +449,12 @@ cdef class Session:
                     raise ProtocolError("a frame for a stream that was never opened")
             elif frame.stream_id > self._last_peer_id:
                 raise ProtocolError("a frame for a stream that was never opened")
-            if frame.type != FRAME_DATA or frame.size < REAL_DATA:
-                self._charge(1)
-            return 0
+            if frame.type == FRAME_DATA and frame.size >= REAL_DATA:
+                return 0
+            if self._crossing:
+                self._crossing -= 1
+                return 0
+            return self._charge(1)
         stream = <Stream>found
         try:
             if frame.type == FRAME_DATA:
@@ -549,6 +567,7 @@ cdef class Session:
                 raise HeadError("an upgrade that ends at once")
         except HeadError as error:
             return self._put_reset(frame.stream_id, error.code, str(error))
+        stream.offers_upgrade = head.upgrade.size > 0
         stream.answers_head = head.method.size == 4 and head.method.ptr[:4] == b"HEAD"
         if head.upgrade.size or head.body == BODY_CHUNKED:
             stream._received_promise = -1
@@ -596,7 +615,7 @@ cdef class Session:
             return 0
         stream.head_done = True
         if head.status == 101:
-            if stream.state != OPEN or end:
+            if not stream.offers_upgrade or stream.state != OPEN or end:
                 raise HeadError("101 to a request that offered no upgrade")
             stream.upgraded = True
         elif stream.answers_head or head.status == 304 or head.status == 204 or head.body == BODY_NONE:
@@ -677,8 +696,8 @@ cdef class Session:
         decode_reset(frame.payload, frame.size, &reset)
         code = reset.code if reset.code in KNOWN_CODES else INTERNAL
         # A stream's opener may give it up with CANCEL or TIMEOUT as often as it likes; the other side's resets are
-        # bounded by the streams that the opener opens.
-        if not stream.opened_here and code != CANCEL and code != TIMEOUT:
+        # free where they say how the service failed, since a service that is down fails every request.
+        if code != CANCEL and code != TIMEOUT and (not stream.opened_here or code < TIMEOUT and code != REFUSED):
             self._charge(1)
         self._drop(stream, code, bytes_of(reset.message).decode() if reset.message.size else "")
         return 0
@@ -715,6 +734,8 @@ cdef class Session:
             return 0
         stream.state = CLOSED
         stream.handler = None       # which refers back to the stream
+        if self._crossing < MAX_CROSSING_FRAMES:
+            self._crossing += CROSSING_FRAMES
         stream._drop_staged()
         self._streams.pop(stream.id, None)
         if stream._budget_bytes:

@@ -168,7 +168,6 @@ def test_a_peer_may_not_be(peer: bytes) -> None:
     assert not request_is_taken(peer=peer)
 
 
-@pytest.mark.xfail(strict=True, reason="the codec looks at a peer's characters and not at its form")
 @pytest.mark.parametrize(
     "peer",
     [b":80", b"abc:80", b"192.0.2.1:99999", b"1.2.3:80", b"999.1.1.1:80", b"::1:80", b"[::1:80", b"]:1"],

@@ -6,7 +6,8 @@ import asyncio
 import gc
 import hashlib
 import importlib
-from collections.abc import AsyncIterator
+import warnings
+from collections.abc import AsyncIterator, Iterator
 from types import ModuleType
 
 import httpx
@@ -20,9 +21,13 @@ MEBIBYTE = 1024 * 1024
 
 
 @pytest.fixture(params=FRAMEWORKS)
-def framework(request: pytest.FixtureRequest) -> str:
+def framework(request: pytest.FixtureRequest) -> Iterator[str]:
     name: str = request.param
-    return name
+    yield name
+    with warnings.catch_warnings():
+        # Django leaves the temporary file of a body that nobody read to the garbage collector.
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def module_of(framework: str) -> ModuleType:

@@ -29,6 +29,7 @@ from tests.session.wire import (
 )
 
 CALM = (ErrorCode.ENHANCE_YOUR_CALM, 1008)
+CROSSING = 8  # frames for each stream that has ended
 BUCKET = 2000
 REFILL = 200
 
@@ -79,10 +80,12 @@ def test_a_flood_ends_with_enhance_your_calm_and_1008_behind_2000_frames(
     make: Callable[[], End], say: Callable[[int], bytes]
 ) -> None:
     end = make()
-    end.hear(*(say(i) for i in range(BUCKET)))
+    # A few frames that crossed a stream's end on the wire are an honest peer's.
+    free = CROSSING if make is closed_stream and say(0)[3] < 10 else 0
+    end.hear(*(say(i) for i in range(BUCKET + free)))
     assert end.closed is None
     end.said()
-    end.hear(say(BUCKET))
+    end.hear(say(BUCKET + free))
     assert end.closed == CALM
     assert end.said()[-1].value.code == ErrorCode.ENHANCE_YOUR_CALM
 
@@ -149,7 +152,6 @@ def test_other_resets_by_the_opener_cost() -> None:
     assert end.closed == CALM
 
 
-@pytest.mark.xfail(strict=True, reason="resets by the side that did not open the stream are free while it is open")
 def test_resets_by_the_side_that_did_not_open_the_stream_cost() -> None:
     end = wire.proxy()
     for _ in range(BUCKET + 1):
@@ -183,10 +185,6 @@ def test_real_frames_cost_nothing() -> None:
     assert end.closed is None
 
 
-CROSSING = "a frame that an honest peer sent before it knew that the stream was over costs as one of a flood"
-
-
-@pytest.mark.xfail(strict=True, reason=CROSSING)
 def test_uploads_that_are_answered_early_do_not_end_the_session() -> None:
     client, server = wire.proxy(), wire.agent()
     for i in range(BUCKET + 1):
@@ -197,7 +195,6 @@ def test_uploads_that_are_answered_early_do_not_end_the_session() -> None:
         assert client.closed is None and server.closed is None, i
 
 
-@pytest.mark.xfail(strict=True, reason=CROSSING)
 def test_credit_that_crosses_the_end_of_its_stream_does_not_end_the_session() -> None:
     client, server = wire.proxy(), wire.agent()
     for i in range(BUCKET + 1):
@@ -216,7 +213,6 @@ def test_credit_that_crosses_the_end_of_its_stream_does_not_end_the_session() ->
         assert client.closed is None and server.closed is None, i
 
 
-@pytest.mark.xfail(strict=True, reason=CROSSING)
 @pytest.mark.parametrize("code", [ErrorCode.CANCEL, ErrorCode.TIMEOUT])
 def test_a_cancel_that_crosses_the_answer_never_counts(code: int) -> None:
     client, server = wire.proxy(), wire.agent()

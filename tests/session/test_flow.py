@@ -151,15 +151,16 @@ def test_credit_above_2_to_the_31_less_1_fails_the_stream(opener: bool) -> None:
     assert end.closed is None
 
 
-def test_room_is_the_credit_less_what_is_staged_and_at_most_64_kib() -> None:
-    end = wire.agent(peer={"initial_window": 100_000})
+def test_room_is_the_credit_less_what_is_staged_and_at_most_128_kib() -> None:
+    end = wire.agent(peer={"initial_window": 200_000})
     stream = answering(end).stream
-    assert _callbacks.room(stream) == 64 * KiB
-    _callbacks.write(stream, bytes(60_000))
-    assert _callbacks.room(stream) == 64 * KiB - 60_000
-    end.said()
-    assert _callbacks.room(stream) == 40_000
-    _callbacks.write(stream, bytes(40_000))
+    assert _callbacks.room(stream) == 128 * KiB
+    _callbacks.write(stream, bytes(120_000))
+    assert _callbacks.room(stream) == 128 * KiB - 120_000
+    while end.said():
+        pass
+    assert _callbacks.room(stream) == 80_000
+    _callbacks.write(stream, bytes(80_000))
     end.said()
     assert _callbacks.room(stream) == 0
 
@@ -179,7 +180,7 @@ def test_a_source_that_found_no_room_is_told_once_when_credit_comes() -> None:
 def test_a_source_that_found_no_room_is_told_when_what_it_staged_has_left() -> None:
     end = wire.agent(peer={"initial_window": 1 << 20})
     accepted = answering(end)
-    _callbacks.write(accepted.stream, bytes(64 * KiB))
+    _callbacks.write(accepted.stream, bytes(128 * KiB))
     assert _callbacks.room(accepted.stream) == 0
     end.said()
     assert accepted.handler.writable_calls == 1

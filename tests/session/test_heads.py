@@ -450,7 +450,6 @@ def test_101_with_the_end_fails_the_stream() -> None:
     failed(end, handler)
 
 
-@pytest.mark.xfail(strict=True, reason="a session doesn't know whether a request that is still open offered an upgrade")
 def test_101_to_an_upload_that_offered_no_upgrade_fails_the_stream() -> None:
     end = wire.proxy()
     handler = end.open(POST)

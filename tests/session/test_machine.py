@@ -219,9 +219,12 @@ class Side(_callbacks.Owner):
                     assert peer.stream is not None
                     window, credit, queued, ungranted = _callbacks.window(peer.stream)
                     assert credit + queued + ungranted == window
-                    assert min(credit, queued, ungranted) >= 0
-                    assert queued == peer.unconsumed <= window
-                    grown += window - self.initial
+                    # A window that was halved takes its part back from what is consumed next.
+                    assert min(credit, queued) >= 0 and ungranted >= -window
+                    held = _callbacks.budget_bytes(peer.stream)
+                    assert queued == peer.unconsumed <= credit + queued <= self.initial + held
+                    assert window <= self.initial + held
+                    grown += held
             allowed = self.other.initial + self.granted.get(number, 0)
             assert self.sent.get(number, 0) <= allowed
         assert self.session.stream_count == live

@@ -101,7 +101,6 @@ def test_heads_resets_and_credit_go_before_data() -> None:
     assert 5 not in [stream for _, stream in kinds[first_data:]]
 
 
-@pytest.mark.xfail(strict=True, reason="trailers wait for their stream's turn in the ring")
 def test_trailers_with_nothing_before_them_go_before_the_data_of_others() -> None:
     end, (one, two) = several(2)
     _callbacks.write(one.stream, bytes(20_000))
@@ -327,8 +326,8 @@ class Greedy(wire.Handler):
         self.pump()
 
 
-def test_a_source_that_asks_for_room_never_stages_more_than_64_kib_and_is_never_forgotten() -> None:
-    end = wire.proxy(peer={"initial_window": 100_000})
+def test_a_source_that_asks_for_room_never_stages_more_than_128_kib_and_is_never_forgotten() -> None:
+    end = wire.proxy(peer={"initial_window": 200_000})
     handlers = []
     for _ in range(5):
         handler = Greedy(1_000_000)
@@ -352,7 +351,7 @@ def test_a_source_that_asks_for_room_never_stages_more_than_64_kib_and_is_never_
                 elif f.payload:
                     end.hear(window(f.stream, len(f.payload)))
     assert set(received.values()) == {1_000_000} and len(ended) == 5
-    assert all(h.most <= 64 * KiB for h in handlers)
+    assert all(h.most <= 128 * KiB for h in handlers)
     assert end.closed is None
 
 
