@@ -213,6 +213,11 @@ def pull(Session session, Py_ssize_t limit=MAX_MESSAGE_SIZE) -> bytes:
     return bytes(target[:size])
 
 
+def has_output(Session session) -> bool:
+    """Whether `pull` would give bytes if the transport had room."""
+    return session.has_output()
+
+
 def set_congested(Session session, bint congested):
     """The transport is above its high-water mark, or no more."""
     session.set_congested(congested)

@@ -914,6 +914,8 @@ cdef class Session:
 
     cdef bint has_output(self) noexcept:
         """Whether `pull` would give bytes if the transport had room."""
+        if self.closed:
+            return self._control.size > 0       # the GOAWAY, and what was said before it
         return self._control.size > 0 or len(self._grants) > 0 or self._ring_head is not None
 
     cdef int set_congested(self, bint congested) except -1:
@@ -952,7 +954,7 @@ cdef class Session:
         """
         cdef Py_ssize_t size = self._pull_control(target)
         cdef Stream stream
-        if self._control.size:
+        if self._control.size or self.closed:
             return size
         while self._grants and MAX_MESSAGE_SIZE - size >= FRAME_HEADER_SIZE + 4:
             stream = <Stream>self._grants.pop()
@@ -961,8 +963,6 @@ cdef class Session:
                 write_u32(target + size + FRAME_HEADER_SIZE, stream._pending_grant)
                 size += FRAME_HEADER_SIZE + 4
             stream._pending_grant = 0
-        if self.closed:
-            return size
         while self._ring_head is not None and size + FRAME_HEADER_SIZE < limit:
             stream = self._ring_head
             if stream._trailers is not None and size + FRAME_HEADER_SIZE + len(stream._trailers) > limit and size:

@@ -355,6 +355,17 @@ def test_a_source_that_asks_for_room_never_stages_more_than_128_kib_and_is_never
     assert end.closed is None
 
 
+def test_a_closed_session_has_nothing_more_to_send_than_its_goaway() -> None:
+    end = wire.agent()
+    end.hear(wire.request(1))
+    stream = end.owner.accepted[0].stream
+    end.hear(wire.greeting())
+    _callbacks.respond(stream, OK)
+    _callbacks.write(stream, b"x")
+    assert [f.type for f in end.said()][0] == GOAWAY
+    assert not _callbacks.has_output(end.session)
+
+
 # --- places ---
 
 
