@@ -4,6 +4,12 @@ from backstream._flow cimport BudgetShare, WindowBudget
 from backstream._websocket cimport SessionLink
 
 
+cdef enum Wait:
+    WAIT_NONE = 0           # nothing to wait for
+    WAIT_ROOM = 1           # an agent's transport is full for the moment
+    WAIT_AGENT = 2          # the agent is away for the moment
+
+
 cdef class AgentLink(SessionLink):
     """The proxy's end of an agent's session."""
     cdef:
@@ -26,7 +32,7 @@ cdef class AgentGroup:
         readonly bytes client_id
         list heap
         uint64_t turns
-        object waiting                  # exchanges, in order, while every session's transport is full
+        dict waiting                    # exchanges, in order, while every session's transport is full
 
     cdef AgentLink best(self, AgentLink other_than)
     cdef int add(self, AgentLink link) except -1
@@ -34,7 +40,7 @@ cdef class AgentGroup:
     cdef int moved(self, AgentLink link) except -1
     cdef bint _before(self, AgentLink a, AgentLink b) noexcept
     cdef bint only_congested(self) noexcept
-    cdef int serve_waiting(self) except -1
+    cdef int serve_waiting(self, AgentTable table) except -1
     cdef int _up(self, int index) except -1
     cdef int _down(self, int index) except -1
 
@@ -47,6 +53,8 @@ cdef class AgentTable:
         BudgetShare replay_share        # bytes of request bodies that are kept to be sent again
         dict _groups
         set _links                      # every session, registered or not, until it is lost
+        dict _awaited                   # id -> exchanges, in order, that wait for an agent to come
+        readonly Py_ssize_t waiting     # exchanges that wait, for an agent or for room
         object _seen                    # id -> when it was last known, oldest first
         double _started
         readonly bint draining
@@ -54,6 +62,8 @@ cdef class AgentTable:
         object _emptied                 # an asyncio.Event
 
     cdef AgentLink pick(self, bytes client_id, AgentLink other_than)
-    cdef bint wait(self, object exchange, bytes client_id) except -1
+    cdef Wait wait(self, object exchange, bytes client_id) except *
+    cdef int stop_waiting(self, object exchange, bytes client_id, Wait reason) except -1
+    cdef int leave(self, AgentLink link) except -1
     cdef bint knows(self, bytes client_id)
     cdef bint is_young(self) noexcept

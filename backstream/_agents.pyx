@@ -6,7 +6,7 @@ one is a look at its top. Ids that went away stay known for a day, so that 503 (
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
 
 from backstream._flow cimport BudgetShare, WindowBudget
 from backstream._loop cimport LoopState, monotonic
@@ -53,10 +53,13 @@ cdef class AgentLink(SessionLink):
         return None     # max_streams is 0: the session refuses before it comes here
 
     cdef int on_capacity(self) except -1:
-        if self.group is not None:
+        if self.group is not None and self.session.closed:
+            # Before its streams end: what is tried again must not come back to it.
+            self.table.leave(self)
+        elif self.group is not None:
             self.group.moved(self)
             if self.group.waiting:
-                self.group.serve_waiting()
+                self.group.serve_waiting(self.table)
         elif self._retired() and self.session is not None and self.session.opened == 0 and not self.session.closed:
             # Replaced or leaving, and its last stream has ended.
             self.session.close(0, "", 1001)
@@ -70,7 +73,8 @@ cdef class AgentLink(SessionLink):
 
     cdef int on_goaway(self, object goaway) except -1:
         logger.info("agent %s is leaving: %s", self.name, goaway.message or "no reason given", extra={"id": self.name})
-        return 0
+        self.table.leave(self)
+        return self.on_capacity()
 
     cdef int on_notify(self, str content_type, bytes data) except -1:
         if self.table.on_notify is not None:
@@ -90,9 +94,7 @@ cdef class AgentLink(SessionLink):
 
     def retire(self, str reason):
         """Takes no new streams; closes when the last one has ended."""
-        if self.group is not None:
-            self.group.remove(self)
-            self.group = None
+        self.table.leave(self)
         self.session.go_away(0, reason)
         self.on_capacity()
 
@@ -112,7 +114,7 @@ cdef class AgentGroup:
     def __init__(self, bytes client_id):
         self.client_id = client_id
         self.heap = []
-        self.waiting = deque()
+        self.waiting = {}
 
     def __len__(self):
         return len(self.heap)
@@ -169,15 +171,18 @@ cdef class AgentGroup:
         """Whether an agent has room for streams and only its transport is full for the moment."""
         cdef AgentLink link
         for link in self.heap:
-            if (link.session.congested and not link.session.draining and not link.session.closed
+            if (link.session.congested and not link.session.closed
                     and link.session.opened < link.session._peer_max_streams):
                 return True
         return False
 
-    cdef int serve_waiting(self) except -1:
+    cdef int serve_waiting(self, AgentTable table) except -1:
         """There may be room again: lets those that wait try, in order."""
-        while self.waiting and (<AgentLink>self.heap[0]).session.can_open():
-            self.waiting.popleft().try_again()
+        while self.waiting and self.heap and (<AgentLink>self.heap[0]).session.can_open():
+            exchange = next(iter(self.waiting))
+            del self.waiting[exchange]
+            table.waiting -= 1
+            exchange.try_again()
         return 0
 
     cdef int _up(self, int index) except -1:
@@ -222,6 +227,7 @@ cdef class AgentTable:
         self.replay_share = BudgetShare()
         self._groups = {}
         self._links = set()
+        self._awaited = {}
         self._seen = OrderedDict()
         self._emptied = asyncio.Event()
         self._started = monotonic()
@@ -257,13 +263,59 @@ cdef class AgentTable:
         cdef object group = self._groups.get(client_id)
         return None if group is None else (<AgentGroup>group).best(other_than)
 
-    cdef bint wait(self, object exchange, bytes client_id) except -1:
-        """Calls `exchange.try_again()` when an agent's transport has room; false when that is not all it lacks."""
+    cdef Wait wait(self, object exchange, bytes client_id) except *:
+        """Calls `exchange.try_again()` when there may be an agent for it, and says what it waits for."""
         cdef AgentGroup group = self._groups.get(client_id)
-        if group is None or not group.only_congested():
-            return False
-        group.waiting.append(exchange)
-        return True
+        if self.waiting >= self.settings.max_waiting:
+            return WAIT_NONE
+        if group is not None:
+            if not group.only_congested():
+                return WAIT_NONE
+            group.waiting[exchange] = None
+            self.waiting += 1
+            return WAIT_ROOM
+        if self.settings.agent_wait <= 0 or not (self.is_young() or self.knows(client_id)):
+            return WAIT_NONE
+        self._awaited.setdefault(client_id, {})[exchange] = None
+        self.waiting += 1
+        return WAIT_AGENT
+
+    cdef int stop_waiting(self, object exchange, bytes client_id, Wait reason) except -1:
+        """The exchange does not wait any longer."""
+        cdef AgentGroup group
+        cdef dict line = None
+        if reason == WAIT_ROOM:
+            group = self._groups.get(client_id)
+            line = None if group is None else group.waiting
+        elif reason == WAIT_AGENT:
+            line = self._awaited.get(client_id)
+        if line is not None and exchange in line:
+            del line[exchange]
+            self.waiting -= 1
+            if reason == WAIT_AGENT and not line:
+                del self._awaited[client_id]
+        return 0
+
+    def _try_again(self, dict line):
+        self.waiting -= len(line)
+        for exchange in line:
+            exchange.try_again()
+
+    cdef int leave(self, AgentLink link) except -1:
+        """The session takes no new streams from now on."""
+        cdef AgentGroup group = link.group
+        cdef dict line
+        if group is None:
+            return 0
+        group.remove(link)
+        link.group = None
+        self._see(link.client_id)
+        if not group.heap:
+            del self._groups[link.client_id]
+            line = group.waiting
+            group.waiting = {}
+            self._try_again(line)
+        return 0
 
     cdef bint knows(self, bytes client_id):
         """Whether an agent holds the id or held it within the last day."""
@@ -278,7 +330,8 @@ cdef class AgentTable:
     def register(self, AgentLink link):
         """An agent's HELLO came: it takes streams from now on, instead of an older session of the same agent."""
         cdef AgentGroup group = self._groups.get(link.client_id)
-        cdef AgentLink other
+        cdef AgentLink other, replaced = None
+        cdef dict line
         if group is not None:
             for other in list(group.heap):
                 if other.instance != link.instance:
@@ -286,35 +339,30 @@ cdef class AgentTable:
                 if link.generation <= other.generation:
                     link.session.close(0, "a session of this agent that is no older is connected", 1008)
                     return
-                other.retire("a newer session of this agent took over")
-            if len(group.heap) >= self.settings.max_agents_per_id:
+                replaced = other
+            if replaced is None and len(group.heap) >= self.settings.max_agents_per_id:
                 link.session.close(0, f"the id has its {self.settings.max_agents_per_id} agents", 1008)
                 return
-            group = self._groups.get(link.client_id)
         if group is None:
             group = self._groups[link.client_id] = AgentGroup(link.client_id)
         self._see(link.client_id)
         link.group = group
         group.add(link)
+        if replaced is not None:
+            replaced.retire("a newer session of this agent took over")
         logger.info("agent %s connected from %s", link.name, _text(link.address), extra={"id": link.name})
         if self.draining:
             link.session.go_away(0, "the proxy is shutting down")
+        line = self._awaited.pop(link.client_id, None)
+        if line is not None:
+            self._try_again(line)
 
     def lost(self, AgentLink link, str message):
         """A session is gone."""
-        cdef AgentGroup group = link.group
         self._links.discard(link)
         if not self._links:
             self._emptied.set()
-        if group is not None:
-            group.remove(link)
-            link.group = None
-            self._see(link.client_id)
-            if not group.heap:
-                del self._groups[link.client_id]
-            waiting, group.waiting = group.waiting, deque()
-            for exchange in waiting:
-                exchange.try_again()
+        self.leave(link)
         if link.instance is not None:
             logger.info("agent %s disconnected from %s: %s", link.name, _text(link.address), message,
                         extra={"id": link.name})

@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t, uint32_t
 
-from backstream._agents cimport AgentLink, AgentTable
+from backstream._agents cimport AgentLink, AgentTable, Wait
 from backstream._buffer cimport Buffer
 from backstream._codec cimport ResponseHead, Trailers
 from backstream._loop cimport LoopMember
@@ -33,6 +33,7 @@ cdef class Exchange(StreamHandler):
         int64_t length              # of a sized body, -1 otherwise
         double head_timeout         # seconds, 0 for none
         double idle_timeout
+        double agent_wait
         # state
         Stream stream
         AgentLink link
@@ -42,7 +43,9 @@ cdef class Exchange(StreamHandler):
         bint upgraded
         int refusals
         bint lost_once
-        bint waiting                # for an agent's transport to have room
+        Wait waiting
+        double ended_at             # when the request's end came, 0 before
+        double patient_until        # the end of its waiting, once it began
         double active_at
         # what was sent of the body, as long as the agent may refuse it
         list replay
@@ -57,8 +60,11 @@ cdef class Exchange(StreamHandler):
     cdef int abandon(self, uint32_t code, str message) except -1
     cdef int deadline(self) except -1
     cdef int _open(self, AgentLink other_than) except -1
+    cdef int _await_agent(self) except -1
     cdef int _await_head(self) except -1
     cdef int _set_deadline(self, double seconds) except -1
+    cdef int _stop_waiting(self) except -1
+    cdef int _spend_budget(self) except -1
     cdef int _no_agent(self) except -1
     cdef int _fail(self, int status, str cause, str detail, str leg) except -1
     cdef int _drop_replay(self) except -1

@@ -5,13 +5,14 @@ takes the response as a `Responder`. The front end's one deadline is the exchang
 
 A request is sent again only where nothing can have come of it: the agent said REFUSED or DRAINING (any method, while
 all of the body that was sent is still at hand), or its session was lost without a word (only an idempotent method
-without a body, once).
+without a body, once). Where the agent is away for the moment, or its transport full, the request waits for it.
 """
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from backstream._agents cimport AgentLink
-from backstream._codec cimport ResponseHead, Trailers
+from backstream._agents cimport WAIT_AGENT, WAIT_NONE, WAIT_ROOM, AgentLink
+from backstream._buffer cimport Buffer
+from backstream._codec cimport FieldArray, RequestHead, ResponseHead, Trailers, decode_request, encode_request
 from backstream._loop cimport LoopMember, monotonic
 from backstream._session cimport Stream, StreamHandler
 
@@ -20,6 +21,8 @@ from backstream.errors import STATUS_OF_CODE, ErrorCode, StreamError
 
 # How long a request waits for a transport that is full: a loaded one has room again within milliseconds.
 cdef double CONGESTION_SECONDS = 2.0
+# What a request has waited less than is not worth writing its head anew.
+cdef double BUDGET_STEP = 0.005
 
 cdef enum:
     NO_ERROR = 0
@@ -91,17 +94,21 @@ cdef class Exchange(StreamHandler):
         """Sends the request's head to an agent, or says why it can't. The request's members are set by the caller."""
         self.replayable = True
         self.active_at = monotonic()
+        if self.request_ended:
+            self.ended_at = self.active_at
         return self._open(None)
 
     cdef int _open(self, AgentLink other_than) except -1:
         cdef AgentLink link = self.table.pick(self.client_id, other_than)
         cdef bytes part
         if link is None:
-            if self.table.wait(self, self.client_id):
-                self.waiting = True
-                return self._set_deadline(CONGESTION_SECONDS)
-            return self._no_agent()
+            self.waiting = self.table.wait(self, self.client_id)
+            if self.waiting == WAIT_NONE:
+                return self._no_agent()
+            return self._await_agent()
         self.link = link
+        if self.ended_at:
+            self._spend_budget()
         try:
             self.stream = link.session.open(self.payload.data, self.payload.size, self,
                                             self.request_ended and not self.has_body and not self.offers_upgrade,
@@ -119,17 +126,28 @@ cdef class Exchange(StreamHandler):
 
     def try_again(self):
         """An agent's transport may have room again, or none is left to wait for."""
+        self.waiting = WAIT_NONE
         if self.finished:
             return
-        self.waiting = False
         self._open(None)
         if not self.finished and self.stream is not None:
             self.responder.resume_request()
 
+    cdef int _await_agent(self) except -1:
+        """All waits of a request together last no longer than the first one may, nor than its own time limit."""
+        cdef double now = monotonic()
+        if self.patient_until == 0:
+            self.patient_until = now + (CONGESTION_SECONDS if self.waiting == WAIT_ROOM else self.agent_wait)
+            if self.ended_at and self.head_timeout > 0:
+                self.patient_until = min(self.patient_until, self.ended_at + self.head_timeout)
+        return self._set_deadline(max(self.patient_until - now, 0.0))
+
     cdef int _await_head(self) except -1:
         """The request is complete: the time for the response's head runs."""
+        cdef double left
         if self.head_timeout > 0:
-            return self._set_deadline(self.head_timeout)
+            left = self.ended_at + self.head_timeout - monotonic()
+            return self._set_deadline(left if left > 0 else 0)
         return self.responder.loop.clear_deadline(self.responder)
 
     cdef int _set_deadline(self, double seconds) except -1:
@@ -143,7 +161,7 @@ cdef class Exchange(StreamHandler):
         if self.finished:
             return 0
         self.active_at = monotonic()
-        if self.waiting:
+        if self.waiting != WAIT_NONE:
             # No more than one read: from here on the room is 0.
             if self.replay is None:
                 self.replay = []
@@ -171,6 +189,7 @@ cdef class Exchange(StreamHandler):
         if self.finished:
             return 0
         self.request_ended = True
+        self.ended_at = monotonic()
         if self.stream is None:
             return 0
         if trailers != NULL and trailers.field_count:
@@ -198,7 +217,7 @@ cdef class Exchange(StreamHandler):
         if self.finished:
             return 0
         self.finished = True
-        self.waiting = False
+        self._stop_waiting()
         self._drop_replay()
         if stream is not None:
             stream.reset(code, message)
@@ -207,9 +226,10 @@ cdef class Exchange(StreamHandler):
     cdef int deadline(self) except -1:
         """The front end's deadline passed while the exchange runs."""
         cdef double left
-        if self.waiting:
-            self.waiting = False
+        if self.waiting == WAIT_ROOM:
             return self._fail(503, "connection_limit_reached", "the agent does not read", "session")
+        if self.waiting == WAIT_AGENT:
+            return self._no_agent()
         if self.request_ended and not self.head_sent:
             self.stream.reset(TIMEOUT, "no response within the time limit")
             return self._fail(504, "connection_read_timeout", f"no response within {self.head_timeout:g} s", "service")
@@ -276,11 +296,32 @@ cdef class Exchange(StreamHandler):
         elif (code == SESSION_LOST and self.is_idempotent and not self.has_body and not self.lost_once
                 and not self.offers_upgrade):
             self.lost_once = True
-            if self.table.pick(self.client_id, link) is not None:
-                return self._open(link)
+            return self._open(link)
         leg = "session" if code == SESSION_LOST else "service" if code in _SERVICE_CODES else "agent"
         return self._fail(STATUS_OF_CODE.get(code, 502), _CAUSES.get(code, "connection_terminated"),
                           message or "the agent gave the request up", leg)
+
+    cdef int _stop_waiting(self) except -1:
+        if self.waiting != WAIT_NONE:
+            self.table.stop_waiting(self, self.client_id, self.waiting)
+            self.waiting = WAIT_NONE
+        return 0
+
+    cdef int _spend_budget(self) except -1:
+        """Takes the time that the request has waited here off the head's `time_budget_ms`."""
+        cdef RequestHead head
+        cdef FieldArray fields
+        cdef Buffer payload
+        cdef double spent = monotonic() - self.ended_at
+        if self.head_timeout <= 0 or spent < BUDGET_STEP:
+            return 0
+        fields = FieldArray()
+        payload = Buffer()
+        decode_request(self.payload.data, self.payload.size, &head, fields)
+        head.time_budget_ms = <uint64_t>max(1.0, (self.head_timeout - spent) * 1000 + 0.999)
+        encode_request(payload, &head)
+        self.payload = payload
+        return 0
 
     # --- failing ---
 
@@ -296,6 +337,7 @@ cdef class Exchange(StreamHandler):
 
     cdef int _fail(self, int status, str cause, str detail, str leg) except -1:
         self.finished = True
+        self._stop_waiting()
         self._drop_replay()
         return self.responder.send_error(status, cause, detail, leg)
 

@@ -17,6 +17,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,6 +64,8 @@ METAVARS: Final = {
     "address": "HOST:PORT",
     "text": "TEXT",
 }
+FIRST_INHERITED: Final = 3
+"""The descriptor of the first socket that a supervisor hands over (sd_listen_fds(3))."""
 NOT_IN_FILE: Final = frozenset({"config", "help", "once"})
 SETTINGS_HELP: Final = """Each flag is also an environment variable (--log-level is BACKSTREAM_LOG_LEVEL)
 and a key of the table [{name}] in the TOML file that --config names (log-level = "debug"). The flag wins over
@@ -399,16 +402,42 @@ def _cannot_listen(error: OSError, *addresses: str | None, hint: str = "") -> Fa
     return Failure(f"cannot listen on {' or '.join(named)}: {why[:1].lower()}{why[1:]}{hint}")
 
 
+def _inherited_sockets() -> list[socket.socket]:
+    """The listening sockets that a supervisor hands over (systemd's LISTEN_FDS); none where it did not."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = os.environ.get("LISTEN_FDS", "")
+    # They are meant for this process and not for its children.
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    if not re.fullmatch(r"[0-9]{1,3}", count):
+        raise click.UsageError(f"LISTEN_FDS is {count!r}, which is no number of sockets")
+    sockets = []
+    for descriptor in range(FIRST_INHERITED, FIRST_INHERITED + int(count)):
+        try:
+            os.set_inheritable(descriptor, False)
+            inherited = socket.socket(fileno=descriptor)
+            listens = inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError as error:
+            raise click.UsageError(f"LISTEN_FDS: descriptor {descriptor} is no socket: {error.strerror}") from None
+        if not listens or inherited.family not in (socket.AF_INET, socket.AF_INET6):
+            raise click.UsageError(f"LISTEN_FDS: descriptor {descriptor} is no listening TCP socket")
+        inherited.setblocking(False)
+        sockets.append(inherited)
+    return sockets
+
+
 # --- commands ---------------------------------------------------------------------------------------------
 
 
 def _proxy(log_format: logs.LogFormat, log_level: str, **values: Any) -> int:
     settings = _settings(ProxySettings, values)
+    sockets = _inherited_sockets()
     _prepare(log_format, log_level)
 
     async def run() -> int:
         try:
-            return await _serve("proxy", Proxy(settings), settings.drain_timeout)
+            return await _serve("proxy", Proxy(settings, sockets=sockets), settings.drain_timeout)
         except OSError as error:
             raise _cannot_listen(error, settings.listen, settings.agent_listen) from None
 
@@ -507,7 +536,9 @@ cli.add_command(
         help=_help(
             "proxy",
             "Take clients' requests and send them to the agents that are connected. Clients and agents come "
-            "to the same port unless --agent-listen gives the agents one of their own.\n\n"
+            "to the same port unless --agent-listen gives the agents one of their own. A supervisor that hands "
+            "over its listening sockets (systemd's LISTEN_FDS) decides instead of --listen: the first is for "
+            "clients, a second one for agents.\n\n"
             "Agents are not authenticated: whoever reaches their port can take any id. Keep it where only "
             "those come whom you trust.",
         ),

@@ -453,6 +453,12 @@ class ProxySettings:
     )
     """Where an Upgrade to WebSocket makes an agent; other requests to it are ordinary ones."""
 
+    reuse_port: bool = field(
+        default=False,
+        metadata=_option("switch", LISTEN, "Let several processes listen on the port (SO_REUSEPORT)."),
+    )
+    """For a restart without a supervisor that keeps the socket: the new process starts before the old one ends."""
+
     request_timeout: float = field(
         default=3.0,
         metadata=_option(
@@ -476,6 +482,18 @@ class ProxySettings:
         metadata=_option("duration", TIMES, "Longest pause between bytes of a body.", above_zero=True),
     )
     """Seconds. Never a total limit: a stream may live for days as long as it moves."""
+
+    agent_wait: float = field(
+        default=2.0,
+        metadata=_option(
+            "duration",
+            TIMES,
+            "How long a request waits for an agent that is away for the moment; never longer than its own time limit.",
+            off="no wait",
+        ),
+    )
+    """Seconds, 0 for no wait. An agent that restarts, or whose network blinks, is back within them. It holds for
+    ids that an agent held within the last day, and for any id in the first 10 s after the proxy's start."""
 
     header_timeout: float = field(
         default=10.0,
@@ -502,11 +520,25 @@ class ProxySettings:
     )
     """Seconds. As long as orchestrators usually wait before they kill."""
 
+    drain_idle_timeout: float = field(
+        default=3.0,
+        metadata=_option(
+            "duration", TIMES, "How long a client's idle connection may still bring a request after SIGTERM or Ctrl-C."
+        ),
+    )
+    """Seconds. Cut at once, a connection might be cut just as a request comes; its next answer says that it closes."""
+
     max_connections: int = field(
         default=10_000,
         metadata=_option("count", LIMITS, "Client connections open at once."),
     )
     """Each may hold 64 KiB and its transport's buffer."""
+
+    max_waiting: int = field(
+        default=10_000,
+        metadata=_option("count", LIMITS, "Requests that may wait for an agent at once."),
+    )
+    """Further ones get 503 at once. Each holds its client's connection and at most 64 KiB of its body."""
 
     max_agents: int = field(
         default=20_000,

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Callable, Coroutine
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -19,6 +21,7 @@ from backstream._http._server import ServerConnection, ServerContext
 from backstream._loop import loop_state
 from backstream._websocket import accept_websocket
 from backstream.config import ProxySettings, format_size, parse_address
+from backstream.errors import ConfigurationError
 
 __all__ = ["Authorize", "Handshake", "Proxy"]
 
@@ -55,16 +58,29 @@ class Proxy:
     settings: `ProxySettings`, its defaults where there is none.
     authorize: called with each agent's `Handshake` before it is accepted, on the event loop, so it must not block;
         false refuses the agent with 403. Without it whoever reaches the agents' port can hold any id.
+    sockets: listening TCP sockets to take over instead of binding `settings.listen`: the first for clients, a second
+        one for agents. They are left open for the next process, and so is whoever waits in their queues.
     """
 
-    def __init__(self, settings: ProxySettings | None = None, *, authorize: Authorize | None = None) -> None:
+    def __init__(
+        self,
+        settings: ProxySettings | None = None,
+        *,
+        authorize: Authorize | None = None,
+        sockets: Sequence[socket.socket] = (),
+    ) -> None:
         self.settings = settings or ProxySettings()
         self._authorize = authorize
+        self._inherited = tuple(sockets)
+        if len(self._inherited) > 2:
+            raise ConfigurationError("a proxy takes at most two sockets: one for clients, one for agents")
         self._budget = WindowBudget(self.settings.session.window_budget)
         self.agents = AgentTable(self.settings, self._budget)
         """Every agent's session; iterate over it, or ask `agents.by_id(b"4711")`."""
         self._contexts: list[ServerContext] = []
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[tuple[asyncio.Server, ServerContext]] = []
+        self._addresses: list[tuple[str, int]] = []
+        self._adopting: set[asyncio.Task[Any]] = set()
         self._closed: asyncio.Event | None = None
         self._closing = False
 
@@ -76,18 +92,18 @@ class Proxy:
             raise RuntimeError("a Proxy is started once")
         self._closed = asyncio.Event()
         loop_state()
-        shared = self.settings.agent_listen is None
+        shared = self.settings.agent_listen is None and len(self._inherited) < 2
+        first, second = (*self._inherited, None, None)[:2]
         try:
-            await self._listen(self.settings.listen, clients=True, agents=shared)
-            if self.settings.agent_listen is not None:
-                await self._listen(self.settings.agent_listen, clients=False, agents=True)
+            await self._listen(self.settings.listen, first, clients=True, agents=shared)
+            if not shared:
+                await self._listen(self.settings.agent_listen or "", second, clients=False, agents=True)
         except BaseException:
             await self.close()
             raise
         self._say_hello()
 
-    async def _listen(self, address: str, *, clients: bool, agents: bool) -> None:
-        host, port = parse_address(address)
+    async def _listen(self, address: str, inherited: socket.socket | None, *, clients: bool, agents: bool) -> None:
         context = ServerContext(
             self.agents,
             self.settings,
@@ -97,9 +113,18 @@ class Proxy:
             access_log=_log_access if self.settings.access_log else None,
         )
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(context.connection, host or None, port, backlog=self.settings.backlog)
+        backlog = self.settings.backlog
+        if inherited is not None:
+            # A copy: the original stays open when this server closes.
+            server = await loop.create_server(context.connection, sock=inherited.dup(), backlog=backlog)
+        else:
+            host, port = parse_address(address)
+            server = await loop.create_server(
+                context.connection, host or None, port, backlog=backlog, reuse_port=self.settings.reuse_port or None
+            )
         self._contexts.append(context)
-        self._servers.append(server)
+        self._listeners.append((server, context))
+        self._addresses.append(_bound(server))
 
     def _say_hello(self) -> None:
         logger.info("listening on %s for clients", _text(self.address))
@@ -122,7 +147,9 @@ class Proxy:
         self.agents.drain()
         for context in self._contexts:
             context.drain()
-        if not await _within(self.settings.drain_timeout, *(context.wait_empty() for context in self._contexts)):
+        if not await _within(
+            self.settings.drain_timeout, *self._adopting, *(context.wait_empty() for context in self._contexts)
+        ):
             logger.warning("%d connections were cut after %g s", self.connection_count, self.settings.drain_timeout)
         await self.close()
 
@@ -158,20 +185,39 @@ class Proxy:
         await self.close()
 
     def _stop_listening(self) -> None:
-        for server in self._servers:
+        """Stops accepting; those who wait in a queue that nobody else will look into are let in first."""
+        listeners, self._listeners = self._listeners, []
+        for server, context in listeners:
+            queues = [] if self._inherited else [socket.socket(fileno=os.dup(each.fileno())) for each in server.sockets]
             server.close()
+            for queue in queues:
+                with queue:
+                    self._empty(queue, context)
+
+    def _empty(self, queue: socket.socket, context: ServerContext) -> None:
+        queue.setblocking(False)
+        loop = asyncio.get_running_loop()
+        for _ in range(self.settings.backlog):
+            try:
+                accepted, _ = queue.accept()
+            except OSError:
+                return
+            accepted.setblocking(False)
+            task = loop.create_task(loop.connect_accepted_socket(context.connection, accepted))
+            self._adopting.add(task)
+            task.add_done_callback(self._adopting.discard)
 
     # --- what there is to see ---
 
     @property
     def address(self) -> tuple[str, int]:
         """(host, port) that clients reach it at, as bound."""
-        return _bound(self._servers[0])
+        return self._addresses[0]
 
     @property
     def agent_address(self) -> tuple[str, int]:
         """(host, port) that agents reach it at, as bound."""
-        return _bound(self._servers[-1])
+        return self._addresses[-1]
 
     @property
     def connection_count(self) -> int:
@@ -215,7 +261,7 @@ class Proxy:
         return take_over
 
 
-async def _within(seconds: float, *work: Coroutine[Any, Any, None]) -> bool:
+async def _within(seconds: float, *work: Awaitable[Any]) -> bool:
     """Awaits all of `work`; false when it took longer than `seconds` and was cancelled."""
     try:
         async with asyncio.timeout(seconds):

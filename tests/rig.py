@@ -569,15 +569,26 @@ def free_port() -> int:
         return port
 
 
+HAND_OVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+os.execv(sys.executable, [sys.executable, "-m", "backstream", *sys.argv[2:]])
+"""
+
+
 class Process:
     """One of the commands as a process of its own; killed at the end whatever happened."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, inherits: socket.socket | None = None) -> None:
+        """inherits: a listening socket that it is handed as by a supervisor (systemd's LISTEN_FDS)."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("BACKSTREAM_")}
         environment["PYTHONPATH"] = str(ROOT)
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  closed in `end`
+        start = ["-m", "backstream"] if inherits is None else ["-c", HAND_OVER, str(inherits.fileno())]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "backstream", *arguments],
+            [sys.executable, *start, *arguments],
+            pass_fds=() if inherits is None else [inherits.fileno()],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -629,8 +640,8 @@ class Processes:
         self.port = free_port()
         self.all: list[Process] = []
 
-    def start(self, *arguments: str) -> Process:
-        self.all.append(Process(*arguments))
+    def start(self, *arguments: str, inherits: socket.socket | None = None) -> Process:
+        self.all.append(Process(*arguments, inherits=inherits))
         return self.all[-1]
 
     async def proxy(self, *arguments: str) -> Process:

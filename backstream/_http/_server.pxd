@@ -20,8 +20,10 @@ cdef class ServerContext:
         double request_timeout
         double max_request_timeout
         double idle_timeout
+        double agent_wait
         double header_timeout
         double keepalive_timeout
+        double drain_idle_timeout
         Limits limits
         bytes agent_path
         Buffer scratch                  # where a request's head is encoded
@@ -92,6 +94,7 @@ cdef class ServerConnection(_ProtocolBase):
     cdef int _forward(self, RequestHead* head, bytes client_id, double timeout) except -1
     cdef int _request_end(self) except -1
     cdef int _response_done(self) except -1
+    cdef int _await_request(self, double seconds) except -1
     cdef int _update_reading(self) except -1
     cdef int _refuse(self, int status, str cause, str detail) except -1
     cdef int _close_when_sent(self) except -1

@@ -63,8 +63,10 @@ cdef class ServerContext:
         self.request_timeout = settings.request_timeout
         self.max_request_timeout = settings.max_request_timeout
         self.idle_timeout = settings.idle_timeout
+        self.agent_wait = settings.agent_wait
         self.header_timeout = settings.header_timeout
         self.keepalive_timeout = settings.keepalive_timeout
+        self.drain_idle_timeout = settings.drain_idle_timeout
         self.limits.head = settings.max_head_size
         self.limits.target = settings.max_target_size
         self.limits.fields = settings.max_fields
@@ -155,7 +157,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return
         self.context.connections.add(self)
         self.head_timed = True
-        self.loop.set_deadline(self, self.context.header_timeout)
+        self._await_request(self.context.header_timeout)
 
     def get_buffer(self, sizehint):
         cdef int64_t room
@@ -220,9 +222,14 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         return 0
 
     def drain(self):
-        """Stops after the answer that is under way, at once where there is none."""
+        """Closes with the next answer, or after a while where no request comes."""
         if self.exchange is None and self.reader.between_messages() and self.held.size == 0 and not self.closing:
-            self._close_when_sent()
+            self._await_request(self.context.keepalive_timeout)
+
+    cdef int _await_request(self, double seconds) except -1:
+        if self.context.draining and seconds > self.context.drain_idle_timeout:
+            seconds = self.context.drain_idle_timeout
+        return self.loop.set_deadline(self, seconds)
 
     # --- LoopMember ---
 
@@ -524,6 +531,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         exchange.length = <int64_t>head.length if head.body == BODY_SIZED else -1
         exchange.head_timeout = timeout
         exchange.idle_timeout = context.idle_timeout
+        exchange.agent_wait = context.agent_wait
         exchange.request_ended = not self.request_open
         context.requests += 1
         self.exchange = exchange
@@ -729,7 +737,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return self._close_when_sent()
         self.reader.next_message()
         self.head_timed = False
-        self.loop.set_deadline(self, self.context.keepalive_timeout)
+        self._await_request(self.context.keepalive_timeout)
         if not self.reading:
             self._update_reading()
         return 0

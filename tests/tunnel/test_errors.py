@@ -54,7 +54,7 @@ async def test_400_for_an_id_that_can_be_none(client_id: str) -> None:
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_422_for_an_id_that_was_never_seen() -> None:
-    async with tunnel(ok_app) as pair:
+    async with tunnel(ok_app, proxy={"agent_wait": 0.0}) as pair:
         # For the first 10 s of its life a proxy can't know who is about to come back.
         async with asyncio.timeout(14):
             while (got := await pair.get(client_id="nobody")).status == 503:
@@ -67,14 +67,14 @@ async def test_422_for_an_id_that_was_never_seen() -> None:
 
 
 async def test_503_for_an_unknown_id_while_the_proxy_is_young() -> None:
-    async with tunnel(ok_app) as pair:
+    async with tunnel(ok_app, proxy={"agent_wait": 0.0}) as pair:
         got = await pair.get(client_id="nobody")
         check(got, 503, "just started", "destination_unavailable", client_id="nobody")
         assert int(got.get("retry-after")) > 0
 
 
 async def test_503_for_an_id_that_is_away() -> None:
-    async with tunnel(ok_app) as pair:
+    async with tunnel(ok_app, proxy={"agent_wait": 0.0}) as pair:
         await pair.agents[0].close()
         await pair.connected(0)
         got = await pair.get()
@@ -270,7 +270,7 @@ async def test_an_upstream_that_falls_silent_is_cut_after_the_agents_idle_limit(
 
 
 async def test_errors_keep_the_connection_where_they_can() -> None:
-    async with tunnel(ok_app) as pair, await pair.open() as wire:
+    async with tunnel(ok_app, proxy={"agent_wait": 0.0}) as pair, await pair.open() as wire:
         for _ in range(3):
             await wire.send(request(client_id="nobody"))
             assert (await wire.answer()).keeps_alive
@@ -280,7 +280,7 @@ async def test_errors_keep_the_connection_where_they_can() -> None:
 
 
 async def test_an_error_answers_head_without_a_body() -> None:
-    async with tunnel(ok_app) as pair, await pair.open() as wire:
+    async with tunnel(ok_app, proxy={"agent_wait": 0.0}) as pair, await pair.open() as wire:
         await wire.send(request(client_id="nobody", method="HEAD"))
         got = await wire.answer("HEAD")
         assert got.status == 503 and int(got.get("content-length")) > 0
@@ -288,7 +288,7 @@ async def test_an_error_answers_head_without_a_body() -> None:
 
 
 async def test_failed_requests_leave_nothing_behind() -> None:
-    async with tunnel(ok_app) as pair:
+    async with tunnel(ok_app, proxy={"agent_wait": 0.0}) as pair:
         leaks = Leaks()
         for _ in range(20):
             await pair.get(client_id="nobody")
