@@ -534,6 +534,24 @@ class ProxySettings:
     )
     """Each may hold 64 KiB and its transport's buffer."""
 
+    max_connections_per_address: int = field(
+        default=0,
+        metadata=_option("count", LIMITS, "Client connections open at once from one address.", least=0, off="no limit"),
+    )
+    """0 for no limit, since many clients may stand behind one address."""
+
+    max_aborts_per_address: int = field(
+        default=100,
+        metadata=_option(
+            "count",
+            LIMITS,
+            "Requests that one client address may give up per second, over ten seconds; beyond it 429.",
+            least=0,
+            off="no limit",
+        ),
+    )
+    """Per second. To open and to abort costs a client nothing and the service much (CVE-2023-44487)."""
+
     max_waiting: int = field(
         default=10_000,
         metadata=_option("count", LIMITS, "Requests that may wait for an agent at once."),
@@ -575,6 +593,41 @@ class ProxySettings:
         metadata=_option("size", LIMITS, "Largest trailers of a request.", least=0, most=128 * KiB),
     )
     """Bytes."""
+
+    max_extensions_size: int = field(
+        default=16 * KiB,
+        metadata=_option("size", LIMITS, "Largest sum of chunk extensions in a body; beyond it 400.", least=0),
+    )
+    """Bytes. Nobody uses them, and they cost as much to read as a body (CVE-2023-39326)."""
+
+    max_body_size: int = field(
+        default=0,
+        metadata=_option("size", LIMITS, "Largest body of a request; beyond it 413.", off="no limit"),
+    )
+    """Bytes, 0 for no limit: a body is never held, so its size costs the proxy nothing."""
+
+    min_head_rate: int = field(
+        default=240,
+        metadata=_option(
+            "size",
+            LIMITS,
+            "Fewest bytes per second in which a request's head may come, from its 5th second on; below it 408.",
+            off="no minimum",
+        ),
+    )
+    """Bytes per second, 0 for no minimum. Against clients that send a byte now and then to hold a connection."""
+
+    min_body_rate: int = field(
+        default=0,
+        metadata=_option(
+            "size",
+            LIMITS,
+            "Fewest bytes per second in which a request's body may come, from its 5th second on; below it 408.",
+            off="no minimum",
+        ),
+    )
+    """Bytes per second, 0 for no minimum: a body that a person types is as good as any. Time in which the proxy
+    itself did not read does not count."""
 
     access_log: bool = field(
         default=False,

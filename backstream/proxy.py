@@ -17,6 +17,7 @@ from typing import Any
 
 from backstream._agents import AgentLink, AgentTable
 from backstream._flow import WindowBudget
+from backstream._http._clients import ClientTable
 from backstream._http._server import ServerConnection, ServerContext
 from backstream._loop import loop_state
 from backstream._websocket import accept_websocket
@@ -77,6 +78,7 @@ class Proxy:
         self._budget = WindowBudget(self.settings.session.window_budget)
         self.agents = AgentTable(self.settings, self._budget)
         """Every agent's session; iterate over it, or ask `agents.by_id(b"4711")`."""
+        self._clients = ClientTable(self.settings.max_connections_per_address, self.settings.max_aborts_per_address)
         self._contexts: list[ServerContext] = []
         self._listeners: list[tuple[asyncio.Server, ServerContext]] = []
         self._addresses: list[tuple[str, int]] = []
@@ -106,6 +108,7 @@ class Proxy:
     async def _listen(self, address: str, inherited: socket.socket | None, *, clients: bool, agents: bool) -> None:
         context = ServerContext(
             self.agents,
+            self._clients,
             self.settings,
             serves_clients=clients,
             serves_agents=agents,

@@ -4,6 +4,7 @@ from backstream._agents cimport AgentTable
 from backstream._buffer cimport Buffer
 from backstream._codec cimport RequestHead, Slice
 from backstream._exchange cimport Exchange, Responder
+from backstream._http._clients cimport Client, ClientTable
 from backstream._http._message cimport Limits, RequestReader
 from backstream._http._writer cimport SocketWriter
 
@@ -13,6 +14,7 @@ cdef class ServerContext:
     cdef:
         object __weakref__
         readonly AgentTable table
+        ClientTable clients
         readonly object settings
         bint serves_clients
         bint serves_agents
@@ -25,6 +27,9 @@ cdef class ServerContext:
         double keepalive_timeout
         double drain_idle_timeout
         Limits limits
+        int64_t max_body                # 0 for no limit
+        double min_head_rate            # bytes per second, 0 for no minimum
+        double min_body_rate
         bytes agent_path
         Buffer scratch                  # where a request's head is encoded
         # policy
@@ -58,6 +63,7 @@ cdef class ServerConnection(_ProtocolBase):
         ServerContext context
         object transport
         SocketWriter writer
+        Client client                   # None on a Unix socket
         bytes peer                      # ip:port
         readonly object peer_address
         # state of the connection
@@ -73,6 +79,10 @@ cdef class ServerConnection(_ProtocolBase):
         Exchange exchange
         bint request_open               # its body is still being read
         bint head_timed                 # the time-out of the head being read runs
+        double read_since               # seconds: when the head, or the body, that is being read began
+        double unread_seconds           # of them, those in which this side did not read
+        double paused_at
+        int64_t read_bytes              # of the body
         bytes target_copy
         Buffer held                     # bytes behind the request that is being served
         # state of the response
@@ -94,6 +104,9 @@ cdef class ServerConnection(_ProtocolBase):
     cdef int _forward(self, RequestHead* head, bytes client_id, double timeout) except -1
     cdef int _request_end(self) except -1
     cdef int _response_done(self) except -1
+    cdef int _leave_client(self) except -1
+    cdef int _begin_head(self) except -1
+    cdef bint _too_slow(self, int64_t count, double rate) except -1
     cdef int _await_request(self, double seconds) except -1
     cdef int _update_reading(self) except -1
     cdef int _refuse(self, int status, str cause, str detail) except -1

@@ -4,6 +4,7 @@ from typing import Any
 
 from backstream._agents import AgentTable
 from backstream._exchange import Responder
+from backstream._http._clients import ClientTable
 from backstream.config import ProxySettings
 
 class ServerContext:
@@ -14,6 +15,7 @@ class ServerContext:
     def __init__(
         self,
         table: AgentTable,
+        clients: ClientTable,
         settings: ProxySettings,
         *,
         serves_clients: bool,

@@ -23,6 +23,7 @@ from backstream._codec cimport (
     bytes_of, encode_request, equals, equals_lower, is_authority, is_client_id, is_target, slice_of,
 )
 from backstream._exchange cimport Exchange, Responder
+from backstream._http._clients cimport ClientTable
 from backstream._http._message cimport (
     BODY, END, FIELD_CLIENT_ID, FIELD_DATE, FIELD_EXPECT, FIELD_HOST, FIELD_OTHER, FIELD_REQUEST_TIMEOUT, FIELD_TE,
     FIELD_TRAILER, FIELD_VIA, HEAD, NEED_DATA, READ_FINISHED, Event, RequestReader, next_token,
@@ -42,6 +43,7 @@ cdef enum:
     LINGER_BYTES = 16777216
 
 cdef double LINGER_SECONDS = 5.0
+cdef double RATE_GRACE_SECONDS = 5.0    # before a minimum rate counts
 
 logger = logging.getLogger("backstream.proxy")
 
@@ -55,8 +57,10 @@ cdef frozenset IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPT
 
 cdef class ServerContext:
 
-    def __init__(self, AgentTable table, settings, *, serves_clients, serves_agents, on_agent, access_log):
+    def __init__(self, AgentTable table, ClientTable clients, settings, *, serves_clients, serves_agents, on_agent,
+                 access_log):
         self.table = table
+        self.clients = clients
         self.settings = settings
         self.serves_clients = serves_clients
         self.serves_agents = serves_agents
@@ -71,7 +75,10 @@ cdef class ServerContext:
         self.limits.target = settings.max_target_size
         self.limits.fields = settings.max_fields
         self.limits.trailers = settings.max_trailers_size
-        self.limits.extensions = 16384
+        self.limits.extensions = settings.max_extensions_size
+        self.max_body = settings.max_body_size
+        self.min_head_rate = settings.min_head_rate
+        self.min_body_rate = settings.min_body_rate
         self.agent_path = settings.agent_path.encode()
         self.scratch = Buffer()
         self.on_agent = on_agent
@@ -151,13 +158,20 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 self.peer = f"[{address[0].partition('%')[0]}]:{address[1]}".encode()
         if len(self.context.connections) >= self.context.settings.max_connections:
             # Told and closed at once, without waiting for a request: there is no place for it.
-            self._refuse(503, "connection_limit_reached", "the proxy has all the connections it takes")
-            self.lingering = False
-            self.flush()
-            return
+            return self._turn_away("the proxy has all the connections it takes")
+        if self.peer:
+            self.client = self.context.clients.enter(address[0])
+            if self.client is None:
+                return self._turn_away(f"{address[0]} has all the connections that one address may have")
         self.context.connections.add(self)
         self.head_timed = True
         self._await_request(self.context.header_timeout)
+
+    def _turn_away(self, str why):
+        """There is no place for the connection: told and closed at once, without waiting for a request."""
+        self._refuse(503, "connection_limit_reached", why)
+        self.lingering = False
+        self.flush()
 
     def get_buffer(self, sizehint):
         cdef int64_t room
@@ -201,10 +215,17 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.loop.forget_unread(self.writer.fd)
         self.context.forget(self)
         self._gone("the client's connection was lost")
+        self._leave_client()
         self.reader.close()
         self.writer.out.release()
         self.held.release()
         self.transport = None
+
+    cdef int _leave_client(self) except -1:
+        if self.client is not None:
+            self.context.clients.leave(self.client)
+            self.client = None
+        return 0
 
     def _gone(self, str why):
         cdef Exchange exchange = self.exchange
@@ -213,6 +234,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             if not exchange.finished:
                 self.status = self.status or 499
                 self._log()
+                if self.client is not None:
+                    self.context.clients.aborted(self.client)
             exchange.abandon(CANCEL, why)
 
     cdef int _abort(self) except -1:
@@ -327,22 +350,45 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 return 0
             event = self.reader.read(&data, &size)
             if event == NEED_DATA:
-                if not self.request_open and not self.head_timed and not self.reader.between_messages():
-                    self.head_timed = True
-                    self.loop.set_deadline(self, self.context.header_timeout)
+                if not self.request_open and not self.reader.between_messages():
+                    self._begin_head()
                 return 0
             if event == HEAD:
                 if not self._request_head(&data, &size):
                     return 0
             elif event == BODY:
+                body = self.reader.take_body()
                 if self.exchange is not None:
-                    self.exchange.body(self.reader.take_body())
-                else:
-                    self.reader.take_body()
+                    self.read_bytes += len(body)
+                    if 0 < self.context.max_body < self.read_bytes:
+                        raise MessageError(413, f"the body is larger than {self.context.max_body} bytes")
+                    if self._too_slow(self.read_bytes, self.context.min_body_rate):
+                        raise MessageError(408, f"the body comes slower than {self.context.min_body_rate:g} bytes/s")
+                    self.exchange.body(body)
                 if self.reader.state == READ_FINISHED:
                     self._request_end()
             elif event == END:
                 self._request_end()
+
+    cdef int _begin_head(self) except -1:
+        """Part of a head came: the time that it may take runs."""
+        if self.read_since == 0:
+            self.read_since = monotonic()
+            self.unread_seconds = 0
+        if not self.head_timed:
+            self.head_timed = True
+            return self._await_request(self.context.header_timeout)
+        if self._too_slow(self.reader.partial.size, self.context.min_head_rate):
+            raise MessageError(408, f"the head comes slower than {self.context.min_head_rate:g} bytes/s")
+        return 0
+
+    cdef bint _too_slow(self, int64_t count, double rate) except -1:
+        """Whether `count` bytes in the time since `read_since` are less than `rate` a second, after a grace."""
+        cdef double took
+        if rate <= 0:
+            return False
+        took = monotonic() - self.read_since - self.unread_seconds
+        return took > RATE_GRACE_SECONDS and count < took * rate
 
     cdef int _request_end(self) except -1:
         cdef Trailers trailers
@@ -377,9 +423,11 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return 0
         self.reading = wanted
         if wanted:
+            self.unread_seconds += monotonic() - self.paused_at
             self.loop.forget_unread(self.writer.fd)
             self.transport.resume_reading()
         else:
+            self.paused_at = monotonic()
             self.transport.pause_reading()
             if self.writer.fd >= 0:
                 self.loop.watch_unread(self.writer.fd, self)
@@ -480,6 +528,13 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self._refuse(400, "http_request_error",
                          "header x-backstream-client-id is not 1 to 128 visible ASCII characters")
             return not self.closing
+        if self.client is not None and not context.clients.is_calm(self.client):
+            self.keep_alive = False
+            self._refuse(429, "http_request_denied", "too many requests of this address were given up")
+            return not self.closing
+        if context.max_body and reader.body == BODY_SIZED and reader.length > context.max_body:
+            self._refuse(413, "http_request_error", f"the body is larger than {context.max_body} bytes")
+            return not self.closing
         if timeouts:
             try:
                 if timeouts > 1:
@@ -534,6 +589,10 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         exchange.agent_wait = context.agent_wait
         exchange.request_ended = not self.request_open
         context.requests += 1
+        if self.request_open:
+            self.read_since = monotonic()
+            self.read_bytes = 0
+            self.unread_seconds = 0
         self.exchange = exchange
         return exchange.start()
 
@@ -629,6 +688,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.loop.clear_deadline(self)
         self.loop.forget_unread(self.writer.fd)
         self.context.forget(self)
+        self._leave_client()
         self.reader.close()
         self.closed = True
         self.transport = None
@@ -737,6 +797,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return self._close_when_sent()
         self.reader.next_message()
         self.head_timed = False
+        self.read_since = 0
         self._await_request(self.context.keepalive_timeout)
         if not self.reading:
             self._update_reading()
@@ -795,7 +856,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             f'proxy-status: backstream; error={cause}; leg={leg}; details="{quoted}"',
             f"date: {self.loop.http_date().decode()}",
         ]
-        if status == 503:
+        if status == 503 or status == 429:
             head.append("retry-after: 1")
         if status == 405:
             head.append("allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
