@@ -116,6 +116,7 @@ cdef class Session:
         readonly uint64_t served        # streams that were opened in all
         uint32_t _next_id
         uint32_t _last_peer_id
+        uint32_t _unsent_id             # REQUESTs from this id on have not been pulled
         readonly bint draining          # the peer's GOAWAY came: no stream is opened here any more
         readonly bint leaving           # our GOAWAY went: the peer opens none
         readonly bint closed

@@ -808,13 +808,15 @@ cdef class Session:
         self.owner.on_close(code, message, close_code)
 
     def lost(self, str message="the session was lost"):
-        """The WebSocket is gone: every stream ends with SESSION_LOST."""
+        """The WebSocket is gone: every stream ends, with SESSION_LOST unless nothing of it ever went out."""
         cdef Stream stream
+        cdef bint unsent
         self.closed = True
         self.owner.on_capacity()
         while self._streams:
             for stream in list(self._streams.values()):
-                self._drop(stream, SESSION_LOST, message)
+                unsent = stream.opened_here and stream.id >= self._unsent_id
+                self._drop(stream, REFUSED if unsent else SESSION_LOST, message)
         self._control.release()
         self._grants.clear()
         self._roomy.clear()
@@ -989,6 +991,8 @@ cdef class Session:
                 at += length
         memcpy(target, self._control.data, at)
         self._control.drop_front(at)
+        if self._control.size == 0:
+            self._unsent_id = self._next_id
         if self._control.size == 0 and self._control.capacity > 65536:
             self._control.release()
         return at

@@ -382,6 +382,7 @@ def test_when_a_session_is_lost_every_stream_ends_and_every_table_is_empty(is_pr
     for handler in ours:
         assert handler.stream is not None
         _callbacks.write(handler.stream, bytes(100_000))
+    end.said()
     end.session.lost("gone")
     assert all(h.resets == [ErrorCode.SESSION_LOST] and h.messages == ["gone"] for h in ours + theirs)
     assert end.session.stream_count == end.session.opened == end.session.accepted == 0
@@ -390,6 +391,15 @@ def test_when_a_session_is_lost_every_stream_ends_and_every_table_is_empty(is_pr
     assert end.said() == []
     end.session.lost("again")
     assert all(len(h.resets) == 1 for h in ours + theirs)
+
+
+def test_a_stream_whose_request_never_went_out_ends_with_refused_when_its_session_is_lost() -> None:
+    end = wire.proxy()
+    sent = end.open(POST)
+    end.said()
+    unsent = end.open(POST)
+    end.session.lost("gone")
+    assert sent.resets == [ErrorCode.SESSION_LOST] and unsent.resets == [ErrorCode.REFUSED]
 
 
 class Reopening(Handler):
