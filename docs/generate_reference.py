@@ -355,7 +355,7 @@ def write_library() -> str:
         ("backstream.agent", "HandlerFactory"),
         ("backstream._messages", "Fields"),
     ):
-        parts.append(f"| `{name}` | `{alias(module, name)}` |\n")
+        parts.append(f"| `{name}` | {code_in_table(alias(module, name))} |\n")
     return "".join(parts)
 
 
@@ -443,8 +443,9 @@ def dataclass_members(value: type, node: ast.ClassDef) -> str:
     lines = ["| member | type | default | |", "|---|---|---|---|"]
     for item in dataclasses.fields(value):
         default = "needed" if item.default is dataclasses.MISSING else f"`{default_text(item.default)}`"
-        kind = str(item.type).replace("|", "\\|")
-        lines.append(f"| `{item.name}` | `{kind}` | {default} | {prose(reasons.get(item.name, ''))} |")
+        lines.append(
+            f"| `{item.name}` | {code_in_table(str(item.type))} | {default} | {prose(reasons.get(item.name, ''))} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -528,7 +529,7 @@ def alias(module: str, name: str) -> str:
             continue
         target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
         if isinstance(target, ast.Name) and target.id == name:
-            return ast.unparse(node.value).replace("|", "\\|")
+            return ast.unparse(node.value)
     raise SystemExit(f"{__file__}: there is no {name} in {module}")
 
 
@@ -543,6 +544,11 @@ def code(text: str) -> str:
         parts = split_arguments(arguments)
         text = head + "(\n" + "".join(f"    {part},\n" for part in parts) + ")" + returns
     return f"```text\n{text}\n```\n"
+
+
+def code_in_table(text: str) -> str:
+    """Code in a cell, where a bar in backquotes comes out differently with each reader of Markdown."""
+    return f"<code>{text.replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
 
 
 def split_arguments(text: str) -> list[str]:
