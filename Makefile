@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup test lint bench proto profile
+.PHONY: setup test lint bench docs proto profile
 
 # Also after a change to a .pyx or .pxd: it compiles what is older than its source.
 setup:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -e '.[test,lint,bench]'
+	$(BIN)/pip install -e '.[test,lint,bench,docs]'
 
 test:
 	$(BIN)/pytest
@@ -17,6 +17,11 @@ lint:
 
 bench:
 	$(BIN)/python -m bench
+
+# Writes the generated pages anew and builds the site, which is not committed.
+docs:
+	$(BIN)/python docs/generate_reference.py
+	$(BIN)/mkdocs build --strict
 
 proto:
 	$(BIN)/python proto/generate.py

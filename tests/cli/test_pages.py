@@ -1,0 +1,83 @@
+"""The reference pages say what the code says, and every command and TOML file in a page is one that it takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+import backstream
+from backstream import cli, streams
+from tests import pages
+
+ROOT = pages.ROOT
+
+
+def test_generated_pages_are_fresh() -> None:
+    check = subprocess.run(
+        [sys.executable, "docs/generate_reference.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=50
+    )
+    assert check.returncode == 0, check.stderr
+
+
+def test_a_stale_page_is_told(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    for name in ("backstream", "proto"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    script = tmp_path / "docs" / "generate_reference.py"
+    script.write_bytes((ROOT / "docs" / "generate_reference.py").read_bytes())
+    command = [sys.executable, script]
+    written = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert written.stdout.splitlines() == ["wrote docs/reference/settings.md", "wrote docs/reference/library.md"]
+    page = tmp_path / "docs" / "reference" / "library.md"
+    page.write_text(page.read_text().replace("wait_connected", "wait_connect"))
+    check = subprocess.run([*command, "--check"], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert (check.returncode, check.stderr) == (1, "docs/reference/library.md is stale: run `make docs`\n")
+
+
+def test_every_flag_is_on_the_settings_page() -> None:
+    text = (ROOT / "docs" / "reference" / "settings.md").read_text()
+    for command in cli.cli.commands.values():
+        for param in command.params:
+            assert isinstance(param, click.Option)
+            for flag in (*param.opts, *param.secondary_opts):
+                assert f"`{flag}" in text or f" / {flag}`" in text, flag
+            assert param.envvar is None or f"`{param.envvar}`" in text, param.envvar
+
+
+def test_every_public_name_is_on_the_library_page() -> None:
+    text = (ROOT / "docs" / "reference" / "library.md").read_text()
+    for name in backstream.__all__:
+        assert f"### `backstream.{name}`\n" in text, name
+    for name in streams.__all__:
+        assert f"### `streams.{name}`\n" in text, name
+
+
+COMMANDS = pages.commands()
+
+
+@pytest.mark.parametrize(
+    ("block", "arguments"), COMMANDS, ids=[f"{block} {' '.join(words)}" for block, words in COMMANDS]
+)
+def test_the_command_line_takes_every_command_of_a_page(block: pages.Block, arguments: list[str]) -> None:
+    if arguments == ["--version"]:
+        return
+    command = cli.cli.commands[arguments[0]]
+    command.make_context(arguments[0], arguments[1:])
+
+
+FILES = pages.blocks("toml")
+
+
+@pytest.mark.parametrize("block", FILES, ids=str)
+def test_the_commands_take_every_toml_file_of_a_page(block: pages.Block, tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(block.text)
+    tables = tomllib.loads(block.text)
+    assert tables
+    for name in tables:
+        cli.cli.commands[name].make_context(name, ["--config", str(path)])
