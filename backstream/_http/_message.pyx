@@ -125,6 +125,13 @@ cdef bint _has_bare_line_end(const char* data, Py_ssize_t size) noexcept:
         at += 1
 
 
+cdef bint _begins_with_token(const char* data) noexcept:
+    cdef Slice first
+    first.ptr = data
+    first.size = 1
+    return is_token(first)
+
+
 cdef enum ChunkState:
     SIZE_FIRST = 0
     SIZE_MORE
@@ -306,6 +313,9 @@ cdef class MessageReader:
             self.partial.size = 0
             self._parse_head(self.head_copy.data, self.head_copy.size)
             return HEAD
+        if before == 0 and self.partial.data[0] != c'\r' and not _begins_with_token(self.partial.data):
+            # TLS, or whatever else it is: nothing that comes behind can make it a start line.
+            raise MessageError(400, "malformed start line")
         start = before - 1 if before else 0
         if _has_bare_line_end(self.partial.data + start, self.partial.size - start):
             raise MessageError(400, "a line of the head does not end in CRLF")
