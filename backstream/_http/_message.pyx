@@ -448,6 +448,12 @@ cdef class MessageReader:
 
     # --- chunked bodies ---
 
+    cdef int _count_extension(self) except -1:
+        self.extension_bytes += 1
+        if self.extension_bytes > self.limits.extensions:
+            raise MessageError(400, "too many chunk extensions")
+        return 0
+
     cdef Py_ssize_t _scan_chunks(self, const char* data, Py_ssize_t size) except -1:
         """How many of these bytes belong to the body and its trailers (RFC 9112 §7.1).
 
@@ -482,14 +488,15 @@ cdef class MessageReader:
                     if c != c'\r' and c != c';':
                         raise MessageError(400, "a chunk's size with something behind it")
                     continue
+                if self.chunk_left == 0 and self.chunk_state == SIZE_MORE:
+                    # Zeros that say nothing: without a limit a body could be made of them.
+                    self._count_extension()
                 if self.chunk_left >> 56:
                     raise MessageError(400, "a chunk's size out of range")
                 self.chunk_left = self.chunk_left << 4 | c
                 self.chunk_state = SIZE_MORE
             elif self.chunk_state == EXTENSION:
-                self.extension_bytes += 1
-                if self.extension_bytes > self.limits.extensions:
-                    raise MessageError(400, "too many chunk extensions")
+                self._count_extension()
                 if c == c'\r':
                     self.chunk_state = SIZE_LF
             elif self.chunk_state == SIZE_LF:
