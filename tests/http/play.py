@@ -74,12 +74,10 @@ class Player:
         return {name: verdict(row, self.seen[name]) for name, row in self.rows.items()}
 
     def _blame(self) -> None:
-        for culprit in self.rows:
-            mark = b"%b of %b" % (POISON, culprit.encode())
-            for victim, seen in self.seen.items():
-                if mark in seen.raw:
-                    seen.wrong.append(f"the client got bytes that belong to no answer, from {culprit}")
-                    self.seen[culprit].wrong.append(f"bytes that belong to no answer reached {victim}")
+        for victim, seen in self.seen.items():
+            for culprit in {name.decode() for name in re.findall(rb"%b of ([a-z0-9-]+)" % POISON, seen.raw)}:
+                seen.wrong.append(f"the client got bytes that belong to no answer, from {culprit}")
+                self.seen[culprit].wrong.append(f"bytes that belong to no answer reached {victim}")
 
     async def _row(self, pair: Tunnel, row: Row) -> None:
         seen = self.seen[row.id]
@@ -187,10 +185,10 @@ class Player:
         tap = Tap(wire.sock)
         served = 0
         while True:
+            if not tap.buffer:
+                await tap.fill(60)  # longer than the agent keeps an idle connection
             try:
                 request = await tap.head()
-            except TimeoutError:
-                return
             except AssertionError as error:
                 self.strays.append(f"malformed: {error}")
                 return
