@@ -1,4 +1,4 @@
-"""Where TCP ends its segments means nothing, and where a message ends too early means everything: tried at each byte."""
+"""Where segments end means nothing, and that a message ends too early means everything: tried at each byte."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ CHUNKED = (
 ).encode()
 SIZED = f"POST /split?a=b HTTP/1.1\r\n{US}Content-Length: 5\r\nX-A: b\r\nX-A: c\r\n\r\nbody!".encode()
 UPGRADE = (
-    f"POST /split?a=b HTTP/1.1\r\n{US}Connection: upgrade\r\nUpgrade: h2c\r\nX-A: b\r\nContent-Length: 5\r\nX-A: c\r\n\r\n"
-    "body!"
+    f"POST /split?a=b HTTP/1.1\r\n{US}Connection: upgrade\r\nUpgrade: h2c\r\n"
+    "X-A: b\r\nContent-Length: 5\r\nX-A: c\r\n\r\nbody!"
 ).encode()
 BEHIND = f"GET /behind HTTP/1.1\r\n{US}\r\n".encode()
 
