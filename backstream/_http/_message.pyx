@@ -125,6 +125,13 @@ cdef bint _has_bare_line_end(const char* data, Py_ssize_t size) noexcept:
         at += 1
 
 
+cdef bint _begins_with_token(const char* data) noexcept:
+    cdef Slice first
+    first.ptr = data
+    first.size = 1
+    return is_token(first)
+
+
 cdef enum ChunkState:
     SIZE_FIRST = 0
     SIZE_MORE
@@ -306,6 +313,9 @@ cdef class MessageReader:
             self.partial.size = 0
             self._parse_head(self.head_copy.data, self.head_copy.size)
             return HEAD
+        if before == 0 and self.partial.data[0] != c'\r' and not _begins_with_token(self.partial.data):
+            # TLS, or whatever else it is: nothing that comes behind can make it a start line.
+            raise MessageError(400, "malformed start line")
         start = before - 1 if before else 0
         if _has_bare_line_end(self.partial.data + start, self.partial.size - start):
             raise MessageError(400, "a line of the head does not end in CRLF")
@@ -438,6 +448,12 @@ cdef class MessageReader:
 
     # --- chunked bodies ---
 
+    cdef int _count_extension(self) except -1:
+        self.extension_bytes += 1
+        if self.extension_bytes > self.limits.extensions:
+            raise MessageError(400, "too many chunk extensions")
+        return 0
+
     cdef Py_ssize_t _scan_chunks(self, const char* data, Py_ssize_t size) except -1:
         """How many of these bytes belong to the body and its trailers (RFC 9112 §7.1).
 
@@ -472,14 +488,15 @@ cdef class MessageReader:
                     if c != c'\r' and c != c';':
                         raise MessageError(400, "a chunk's size with something behind it")
                     continue
+                if self.chunk_left == 0 and self.chunk_state == SIZE_MORE:
+                    # Zeros that say nothing: without a limit a body could be made of them.
+                    self._count_extension()
                 if self.chunk_left >> 56:
                     raise MessageError(400, "a chunk's size out of range")
                 self.chunk_left = self.chunk_left << 4 | c
                 self.chunk_state = SIZE_MORE
             elif self.chunk_state == EXTENSION:
-                self.extension_bytes += 1
-                if self.extension_bytes > self.limits.extensions:
-                    raise MessageError(400, "too many chunk extensions")
+                self._count_extension()
                 if c == c'\r':
                     self.chunk_state = SIZE_LF
             elif self.chunk_state == SIZE_LF:

@@ -228,7 +228,9 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         return 0
 
     def _gone(self, str why):
+        """No further request of this connection is served, those that came ahead of their turn neither."""
         cdef Exchange exchange = self.exchange
+        self.held.release()
         if exchange is not None:
             self.exchange = None
             if not exchange.finished:
@@ -369,6 +371,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                     self._request_end()
             elif event == END:
                 self._request_end()
+                if self.exchange is None and self.reader.state == READ_FINISHED:
+                    return 0        # given up: there is no next request
 
     cdef int _begin_head(self) except -1:
         """Part of a head came: the time that it may take runs."""
