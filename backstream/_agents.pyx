@@ -65,6 +65,7 @@ cdef class AgentLink(SessionLink):
     cdef int on_hello(self, object hello) except -1:
         self.instance = hello.instance
         self.generation = hello.generation
+        self._set_deadline()
         self.table.register(self)
         return 0
 

@@ -300,7 +300,7 @@ def chunked(*pieces: bytes, end: bool = True) -> bytes:
 
 
 class Echo:
-    """A request to an echoing service that lasts as long as its test wants: whether its stream runs shows at any time."""
+    """A request to an echoing service, as long as its test wants: whether its stream runs shows at any time."""
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire

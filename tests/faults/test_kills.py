@@ -9,8 +9,10 @@ from __future__ import annotations
 import signal
 import time
 
-from tests.rig import Echo, Ended, Message, Wire, chunked, request
+from tests.rig import Echo, Message, Wire, chunked, request
 
+PING = ("--ping-interval", "200ms", "--ping-timeout", "600ms")
+SILENCE = 0.6
 SLACK = 2.0
 """Seconds that a loaded machine may add to a limit."""
 
@@ -108,6 +110,50 @@ async def test_after_a_proxy_was_killed_its_agents_come_back_by_themselves(comma
         assert each.process.poll() is None
         assert each.output().count("connected to") == 2
         assert "Traceback" not in each.output()
+
+
+async def test_an_agent_that_is_silent_for_longer_than_the_ping_limit_is_given_up(commands, journal) -> None:
+    proxy = await commands.proxy(*PING)
+    agent = await commands.agent()
+    await commands.agent(client_id="other")
+    async with (
+        await commands.open() as neighbour,
+        await commands.open() as begun,
+        await commands.open() as upload,
+        await commands.open() as late,
+    ):
+        echo = await Echo.begin(neighbour, client_id="other")
+        await read_begun(begun)
+        await begin_upload(upload)
+        await journal.has("came", "/upload")
+        stopped_at = time.monotonic()
+        agent.signal(signal.SIGSTOP)
+        await late.send(request("/", method="POST"))
+        await assert_cut(begun, seconds=SILENCE + SLACK)
+        for wire in (upload, late):
+            assert_lost(await wire.answer())
+        # Not before its time: the last sign of life may have come one ping's interval before the stop.
+        assert time.monotonic() - stopped_at > SILENCE - 0.2 - 0.05
+        assert (await commands.get()).status == 503
+        await echo.goes_on(seconds=SLACK)
+        agent.signal(signal.SIGCONT)
+        await commands.served(seconds=3 + SLACK)
+        await echo.finish()
+    assert "nothing was heard for 0.6 s" in proxy.output()
+    assert "Traceback" not in agent.output()
+
+
+async def test_a_proxy_that_is_silent_for_longer_than_the_ping_limit_is_given_up(commands, journal) -> None:
+    proxy = await commands.proxy()
+    agent = await commands.agent(*PING)
+    async with await commands.open() as begun:
+        await read_begun(begun)
+        proxy.signal(signal.SIGSTOP)
+        await agent.said("nothing was heard for 0.6 s", seconds=SILENCE + SLACK)
+        await journal.has("gone", "/begun", seconds=SLACK)
+        proxy.signal(signal.SIGCONT)
+        await assert_cut(begun)
+    await commands.served(seconds=5 + SLACK)
 
 
 async def test_a_silence_below_the_ping_limit_costs_nothing(commands) -> None:
