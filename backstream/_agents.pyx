@@ -22,6 +22,7 @@ from backstream._version import SOFTWARE
 logger = logging.getLogger("backstream.proxy")
 
 cdef enum:
+    REFUSED = 7
     SEEN_IDS = 65536
 
 cdef double SEEN_SECONDS = 86400.0
@@ -285,11 +286,11 @@ cdef class AgentTable:
                 if other.instance != link.instance:
                     continue
                 if link.generation <= other.generation:
-                    link.session.close(0, "a session of this agent that is no older is connected", 1008)
+                    link.session.close(REFUSED, "a session of this agent that is no older is connected", 1008)
                     return
                 other.retire("a newer session of this agent took over")
             if len(group.heap) >= self.settings.max_agents_per_id:
-                link.session.close(0, f"the id has its {self.settings.max_agents_per_id} agents", 1008)
+                link.session.close(REFUSED, f"the id has its {self.settings.max_agents_per_id} agents", 1008)
                 return
             group = self._groups.get(link.client_id)
         if group is None:
