@@ -178,6 +178,11 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 self._close_when_sent()
             return True
         self._gone("the client closed its connection")
+        # What was answered before goes out within the idle limit; what is held behind it is nobody's any more.
+        self.closing = True
+        self.lingering = False
+        self.unsent = 0
+        self.loop.set_deadline(self, self.context.idle_timeout)
         self.flush()
         return False
 
