@@ -212,10 +212,10 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
     def _gone(self, str why):
         cdef Exchange exchange = self.exchange
         if exchange is not None:
-            self.exchange = None
             if not exchange.finished:
                 self.status = self.status or 499
                 self._log()
+            self.exchange = None
             exchange.abandon(CANCEL, why)
 
     cdef int _abort(self) except -1:
