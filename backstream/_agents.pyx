@@ -22,6 +22,7 @@ from backstream._version import SOFTWARE
 logger = logging.getLogger("backstream.proxy")
 
 cdef enum:
+    REFUSED = 7
     SEEN_IDS = 65536
 
 cdef double SEEN_SECONDS = 86400.0
@@ -68,6 +69,7 @@ cdef class AgentLink(SessionLink):
     cdef int on_hello(self, object hello) except -1:
         self.instance = hello.instance
         self.generation = hello.generation
+        self._set_deadline()
         self.table.register(self)
         return 0
 
@@ -337,11 +339,11 @@ cdef class AgentTable:
                 if other.instance != link.instance:
                     continue
                 if link.generation <= other.generation:
-                    link.session.close(0, "a session of this agent that is no older is connected", 1008)
+                    link.session.close(REFUSED, "a session of this agent that is no older is connected", 1008)
                     return
                 replaced = other
             if replaced is None and len(group.heap) >= self.settings.max_agents_per_id:
-                link.session.close(0, f"the id has its {self.settings.max_agents_per_id} agents", 1008)
+                link.session.close(REFUSED, f"the id has its {self.settings.max_agents_per_id} agents", 1008)
                 return
         if group is None:
             group = self._groups[link.client_id] = AgentGroup(link.client_id)

@@ -244,6 +244,7 @@ cdef class AsgiRequest(StreamHandler):
             if self.holds_place:
                 self.stream.session.free_place()
             self.completed = True
+            self.start = None
             self.scope = None
             self.service.tasks.discard(self.task)
             self.task = None
@@ -253,9 +254,12 @@ cdef class AsgiRequest(StreamHandler):
         path = self.scope["path"]
         logger.error("%s: %s %s", what, self.scope["method"], path, exc_info=exc_info,
                      extra={"id": self.stream.session.owner.name, "stream": self.stream.id})
+        if self.completed:
+            return      # the client has, or gets, a whole response
         if not self.started:
             self.start = None
             self._respond(500, [(b"content-type", b"text/plain; charset=utf-8")], b"Internal Server Error\n", False)
+            self.stream.end()
         else:
             self.stream.reset(APP_ERROR, what)
         self.completed = True
@@ -342,8 +346,13 @@ cdef class AsgiRequest(StreamHandler):
         if kind == "http.response.start":
             if self.started or self.start is not None:
                 raise RuntimeError("a second http.response.start")
+            headers = message.get("headers", ())
+            if type(headers) is not list and type(headers) is not tuple:
+                # An iterator gives them once only.
+                headers = list(headers)
+                message = {"status": message["status"], "headers": headers}
             self.start = message
-            for pair in message.get("headers", ()):
+            for pair in headers:
                 if len(pair[0]) == 14 and pair[0].lower() == b"content-length":
                     self._send_head(b"", True)
                     return DONE
@@ -377,17 +386,19 @@ cdef class AsgiRequest(StreamHandler):
     def _write(self, bytes body):
         if self.length >= 0:
             if len(body) > self.length:
-                self.stream.reset(APP_ERROR, "more body than its Content-Length")
-                self._gone()
-                raise RuntimeError("the response has more body than its Content-Length")
+                self._wrong_length("more")
             self.length -= len(body)
         self.stream.write(body)
 
+    def _wrong_length(self, str how):
+        what = f"the response has {how} body than its Content-Length"
+        self._failed(what, exc_info=False)
+        self._gone()
+        raise RuntimeError(what)
+
     def _complete(self):
         if self.length > 0:
-            self.stream.reset(APP_ERROR, "less body than its Content-Length")
-            self._gone()
-            raise RuntimeError("the response has less body than its Content-Length")
+            self._wrong_length("less")
         self.completed = True
         self.stream.end()
         self._wake_receiver()
@@ -412,8 +423,6 @@ cdef class AsgiRequest(StreamHandler):
         head.body = BODY_CHUNKED
         head.length = 0
         self.length = -1
-        if type(headers) is not list and type(headers) is not tuple:
-            headers = list(headers)
         for pair in headers:
             name, value = pair
             field.name = slice_of(name)
@@ -457,6 +466,7 @@ cdef class AsgiRequest(StreamHandler):
                                                      or head.body == BODY_SIZED and head.length == 0))
         except StreamError as error:
             self.stream.reset(TOO_LARGE, str(error))
+            self._failed(str(error), exc_info=False)
             self._gone()
             raise RuntimeError(str(error)) from None
         if first and self.takes_body:

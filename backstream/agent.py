@@ -196,28 +196,32 @@ class Agent:
                 await asyncio.sleep(wait)
                 continue
             self._current = link
+            if link.goaway is not None:  # it came with the handshake's answer
+                self.session_leaving(link)
             while self._current is link and not self._leaving:
                 await self._changed.wait()
                 self._changed.clear()
             if self._leaving:
                 return
-            if link.goaway is not None or link.close_code == 1001:
-                # The proxy asks for another session: at once, spread over the time that it names.
-                failures = 0
-                spread = (link.goaway.retry_after_ms if link.goaway is not None else 0) / 1000
-                await asyncio.sleep(random.uniform(0, spread))
-                continue
+            refused = link.close_code == 1008
+            asked = link.close_code == 1001 or (link.goaway is not None and link.goaway.code == 0)
             if time.monotonic() - link.since >= STEADY_SECONDS or link.session.served:
                 failures = 0
             failures += 1
-            wait = self._back_off(failures, refused=link.close_code == 1008)
+            if asked and not refused and failures == 1:
+                # The proxy wants another session: at once, spread over the time that it names. Asked again before one
+                # was steady, the agent backs off; it goes on serving on the one that it has.
+                spread = (link.goaway.retry_after_ms if link.goaway is not None else 0) / 1000
+                await asyncio.sleep(random.uniform(0, spread))
+                continue
+            wait = self._back_off(failures, refused=refused)
             logger.info("dialling again in %.1f s", wait)
             await asyncio.sleep(wait)
 
     def _back_off(self, failures: int, *, refused: bool) -> float:
         """Seconds to wait: exponential with full jitter, longer where the proxy said no."""
         most = self.settings.refused_max if refused else self.settings.reconnect_max
-        return random.uniform(0, min(most, self.settings.reconnect_min * 2.0 ** min(failures, 30)))
+        return random.uniform(0, min(most, self.settings.reconnect_min * 2.0 ** min(failures - 1, 30)))
 
     async def _dial(self) -> ServiceLink:
         """Opens a WebSocket and a session on it. Raises ConnectionFailed."""
@@ -265,6 +269,8 @@ class Agent:
             raise ConnectionFailed(f"no connection to {where}: {error}") from None
         except RuntimeError as error:
             raise ConnectionFailed(f"{where} does not speak WebSocket: {error}", refused=True) from None
+        if transport.response is None or transport.is_disconnected:
+            raise ConnectionFailed(f"{where} closed the connection during the handshake")
         if (transport.response.headers.get("Sec-WebSocket-Protocol") or "") != SUBPROTOCOL:
             transport.disconnect()
             raise ConnectionFailed(
@@ -291,6 +297,8 @@ class Agent:
     def session_leaving(self, link: ServiceLink) -> None:
         """The proxy's GOAWAY came: a replacement first; this session goes on with what the proxy still sends."""
         assert link.goaway is not None
+        if link.goaway.code:
+            return  # an error: the proxy closes the session, and why it does says how soon to dial again
         logger.info("the proxy is leaving: %s", link.goaway.message or "no reason given")
         if self._current is link:
             self._current = None

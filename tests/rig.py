@@ -299,6 +299,35 @@ def chunked(*pieces: bytes, end: bool = True) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + (b"0\r\n\r\n" if end else b"")
 
 
+class Echo:
+    """A request to an echoing service, as long as its test wants: whether its stream runs shows at any time."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.count = 0
+
+    @classmethod
+    async def begin(cls, wire: Wire, target: str = "/echo", *, client_id: str = ID) -> Echo:
+        await wire.send(request(target, method="POST", client_id=client_id, lines=["Transfer-Encoding: chunked"]))
+        head = await wire.head()
+        assert head.status == 200, head
+        return cls(wire)
+
+    async def goes_on(self, *, seconds: float = LIMIT) -> None:
+        """Sends a piece and waits for it to come back."""
+        self.count += 1
+        piece = b"piece %d" % self.count
+        async with asyncio.timeout(seconds):
+            await self.wire.send(chunked(piece, end=False))
+            assert await self.wire.chunk() == piece
+
+    async def finish(self) -> None:
+        """Ends the request, whose response must be whole."""
+        await self.goes_on()
+        await self.wire.send(b"0\r\n\r\n")
+        assert await self.wire.chunk() == b"" and await self.wire.line() == b""
+
+
 # --- upstreams ---
 
 

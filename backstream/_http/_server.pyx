@@ -194,6 +194,11 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 self._close_when_sent()
             return True
         self._gone("the client closed its connection")
+        # What was answered before goes out within the idle limit; what is held behind it is nobody's any more.
+        self.closing = True
+        self.lingering = False
+        self.unsent = 0
+        self.loop.set_deadline(self, self.context.idle_timeout)
         self.flush()
         return False
 
@@ -232,12 +237,12 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef Exchange exchange = self.exchange
         self.held.release()
         if exchange is not None:
-            self.exchange = None
             if not exchange.finished:
                 self.status = self.status or 499
                 self._log()
                 if self.client is not None:
                     self.context.clients.aborted(self.client)
+            self.exchange = None
             exchange.abandon(CANCEL, why)
 
     cdef int _abort(self) except -1:
