@@ -45,6 +45,7 @@ cdef class AgentLink(SessionLink):
         )
         self.begin(loop, Session(self, True, hello, table.budget, settings.max_window,
                                  settings.upgraded_max_window), settings)
+        self.session.max_opened = settings.max_streams
         table._links.add(self)
 
     def __repr__(self):

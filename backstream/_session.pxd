@@ -107,6 +107,7 @@ cdef class Session:
         int64_t _peer_window
         Py_ssize_t _peer_frame_size
         uint32_t _peer_max_streams
+        uint32_t max_opened             # streams of this side, whatever the peer would take
         WindowBudget budget
         BudgetShare share
         # state

@@ -359,6 +359,7 @@ cdef class Session:
         self._initial_window = hello.initial_window
         self._max_frame_size = hello.max_frame_size
         self._max_streams = hello.max_streams
+        self.max_opened = MAX_STREAM_ID
         self._max_window = max_window
         self._max_upgraded_window = max_upgraded_window
         self.budget = budget
@@ -515,7 +516,7 @@ cdef class Session:
             raise ProtocolError("a max_frame_size in HELLO outside 16384 to 131072")
         self._peer_window = hello.initial_window or DEFAULT_WINDOW
         self._peer_frame_size = hello.max_frame_size or DEFAULT_FRAME_SIZE
-        self._peer_max_streams = hello.max_streams
+        self._peer_max_streams = min(<uint32_t>hello.max_streams, self.max_opened)
         self.peer_hello = hello
         self.owner.on_hello(hello)
         return self.owner.on_capacity()
@@ -832,8 +833,8 @@ cdef class Session:
             raise StreamError(TOO_LARGE, f"an event of more than {self._peer_frame_size} bytes")
         self._put_control(FRAME_NOTIFY, 0, 0, out.data, out.size)
 
-    def charge_ping(self):
-        """The transport answers a ping of the peer's: it costs as a frame that says nothing."""
+    def charge_idle_frame(self):
+        """A WebSocket frame that says nothing came (a ping, an unasked pong, an empty message): it costs as others."""
         try:
             self._charge(1)
         except ProtocolError as error:

@@ -245,6 +245,8 @@ cdef class SessionLink(SessionOwner):
         if self.session.closed:
             return 0
         if kind == WSMsgType.BINARY and frame.fin and self._fragments.size == 0 and self._fragments_at == 0:
+            if frame.payload_size == 0:
+                self.session.charge_idle_frame()
             self.session.receive(frame.payload_ptr, frame.payload_size)
         elif kind == WSMsgType.BINARY or kind == WSMsgType.CONTINUATION:
             self._fragment(frame)
@@ -275,12 +277,14 @@ cdef class SessionLink(SessionOwner):
 
     def _ping(self, WSFrame frame):
         """Answers a ping, unless the peer reads nothing: then its pongs would only gather here."""
-        self.session.charge_ping()
+        self.session.charge_idle_frame()
         if not self.session.congested and not self.session.closed:
             self._transport.send_pong(frame.get_payload_as_bytes())
 
     def _pong(self, WSFrame frame):
         cdef double sent, sample
+        if not self._ping_sent_at:
+            self.session.charge_idle_frame()    # nobody asked for it
         if frame.payload_size == 8 and self._ping_sent_at:
             sent = struct.unpack("=d", frame.get_payload_as_bytes())[0]
             if sent == self._ping_sent_at:

@@ -385,9 +385,9 @@ class SessionSettings:
 
     max_streams: int = field(
         default=1000,
-        metadata=_option("count", SESSIONS, "Requests that the peer may have open at once on one session.", least=0),
+        metadata=_option("count", SESSIONS, "Requests that may be open at once on one session."),
     )
-    """Streams; 0 lets the peer open none."""
+    """Streams. An agent takes no more; a proxy opens no more, whatever its agents would take."""
 
     ping_interval: float = field(
         default=10.0,
@@ -732,10 +732,10 @@ class AgentSettings:
     """The pool's size; further requests wait for a free connection."""
 
     upstream_idle_timeout: float = field(
-        default=30.0,
+        default=4.0,
         metadata=_option("duration", TIMES, "How long an unused upstream connection is kept.", above_zero=True),
     )
-    """Seconds. Shorter than servers usually keep theirs, so that few requests meet a closing one."""
+    """Seconds. Shorter than servers keep theirs (5 s is common), so that few requests meet a closing one."""
 
     idle_timeout: float = field(
         default=300.0,
@@ -754,12 +754,6 @@ class AgentSettings:
         ),
     )
     """Bytes. A head must fit into one frame of 128 KiB."""
-
-    access_log: bool = field(
-        default=False,
-        metadata=_option("switch", LOGS, "Log one line per request."),
-    )
-    """To the logger `backstream.access`."""
 
     session: SessionSettings = field(default_factory=SessionSettings)
     """What holds inside the session with the proxy."""

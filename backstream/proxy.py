@@ -21,7 +21,7 @@ from backstream._http._clients import ClientTable
 from backstream._http._server import ServerConnection, ServerContext
 from backstream._loop import loop_state
 from backstream._websocket import accept_websocket
-from backstream.config import ProxySettings, format_size, parse_address
+from backstream.config import ProxySettings, parse_address
 from backstream.errors import ConfigurationError
 
 __all__ = ["Authorize", "Handshake", "Proxy"]
@@ -139,7 +139,7 @@ class Proxy:
                 "agents are not authenticated: whoever reaches %s can hold any client id",
                 _text(self.agent_address),
             )
-        logger.info("memory of buffers is bounded by %s", format_size(memory_bound(self.settings)))
+        logger.info("memory of buffers is bounded by %s MiB", f"{memory_bound(self.settings) / 2**20:,.0f}")
 
     async def drain(self) -> None:
         """Ends gracefully, within `settings.drain_timeout` seconds: no new connections, running requests finish."""
@@ -252,7 +252,7 @@ class Proxy:
                 logger.warning(
                     "agent %s from %s was refused",
                     handshake.client_id,
-                    connection.peer_address or "a local socket",
+                    _text(connection.peer_address) if connection.peer_address else "a local socket",
                     extra={"id": handshake.client_id},
                 )
                 return 403, "the agent is not authorized for this id"

@@ -858,6 +858,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef bint keep = self.keep_alive and not self.request_open and not self.context.draining
         self.status = status
         self.keep_alive = keep
+        connection = []
         head = [
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
             "content-type: text/plain; charset=utf-8",
@@ -872,10 +873,13 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         if status == 426:
             head.append("sec-websocket-version: 13")
             head.append("upgrade: websocket")
+            connection.append("upgrade")
         if not keep:
-            head.append("connection: close")
+            connection.append("close")
         elif self.minor == 0:
-            head.append("connection: keep-alive")
+            connection.append("keep-alive")
+        if connection:
+            head.append(f"connection: {', '.join(connection)}")
         self.writer.text("\r\n".join(head).encode("ascii", "replace") + b"\r\n\r\n")
         if not self.is_head:
             self.writer.text(body)

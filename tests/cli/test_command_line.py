@@ -82,11 +82,11 @@ def test_everything_can_come_from_the_environment(parse: Parse, tmp_path: Path) 
         BACKSTREAM_CONFIG=file,
         BACKSTREAM_CLIENT_ID="web",
         BACKSTREAM_UPSTREAM="http://127.0.0.1:3000",
-        BACKSTREAM_ACCESS_LOG="true",
+        BACKSTREAM_PING_INTERVAL="5s",
     )
     assert settings.client_id == "web"
     assert settings.upstream == "http://127.0.0.1:3000"
-    assert settings.access_log is True
+    assert settings.session.ping_interval == 5.0
     assert settings.session.max_frame_size == 32768
 
 

@@ -35,7 +35,7 @@ def test_every_setting_has_an_option_or_holds_some(kind: type) -> None:
         (SessionSettings, {"initial_window": 2**25}, "initial_window .* must not be more than max_window"),
         (SessionSettings, {"ping_timeout": 10.0}, "ping_timeout .* must be more than ping_interval"),
         (SessionSettings, {"ping_interval": 0}, "ping_interval must be more than 0"),
-        (SessionSettings, {"max_streams": -1}, "max_streams must be at least 0"),
+        (SessionSettings, {"max_streams": -1}, "max_streams must be at least 1"),
         (ProxySettings, {"listen": "8080"}, "listen: .* is not an address"),
         (ProxySettings, {"listen": None}, "listen must be a string"),
         (ProxySettings, {"agent_listen": "127.0.0.1:8080"}, "agent_listen must differ from listen"),

@@ -121,9 +121,9 @@ def test_a_peer_that_stays_below_the_refill_may_go_on_for_ever() -> None:
 def test_a_ping_of_the_transports_costs_as_much() -> None:
     end = open_download()
     for _ in range(BUCKET):
-        end.session.charge_ping()
+        end.session.charge_idle_frame()
     assert end.closed is None
-    end.session.charge_ping()
+    end.session.charge_idle_frame()
     assert end.closed == CALM
 
 

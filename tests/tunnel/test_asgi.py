@@ -276,12 +276,12 @@ async def test_an_agent_that_stops_cancels_what_still_runs() -> None:
             cancelled.set()
             raise
 
-    async with tunnel(app) as pair, await pair.open() as wire:
+    async with tunnel(app, proxy={"agent_wait": 0.0}) as pair, await pair.open() as wire:
         await wire.send(request())
         await asyncio.wait_for(entered.wait(), LIMIT)
         await pair.agents[0].close()
         assert cancelled.is_set()
-        assert (await wire.answer()).status == 502
+        assert (await wire.answer()).status == 503
 
 
 # --- what an application may do wrong ---

@@ -251,13 +251,14 @@ async def test_a_response_that_has_begun_is_cut_when_its_agent_is_lost() -> None
         assert not data.endswith(b"0\r\n\r\n") and service.came == []
 
 
-async def test_without_another_agent_a_lost_request_fails_at_once() -> None:
-    async with tunnel(agents=0) as pair, await pair.open() as wire:
+async def test_a_lost_request_for_which_no_agent_comes_is_told_to_come_again() -> None:
+    async with tunnel(agents=0, proxy={"agent_wait": 0.2}) as pair, await pair.open() as wire:
         losing = Losing(pair)
         await losing.add("lost")
         await wire.send(request())
         await losing.lose()
-        assert_lost(await wire.answer())
+        got = await wire.answer()
+        assert got.status == 503 and got.get("retry-after") == b"1"
         assert (await wire.get()).status == 503
 
 
