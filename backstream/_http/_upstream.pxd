@@ -73,6 +73,7 @@ cdef class UpstreamConnection(_ProtocolBase):
         UpstreamRequest request
         bint reused                     # it has served a request before
         bint answered                   # bytes of the answer to the current request came
+        bint spoilt                     # bytes came behind what was read last
         bint raw                        # upgraded
         bint reading
         bint closed

@@ -429,6 +429,7 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
                         self.request.stream.write(data[:size])
                     break
                 event = self.reader.read(&data, &size)
+                self.spoilt = size > 0
                 if event == NEED_DATA:
                     break
                 if event == HEAD:
@@ -513,7 +514,7 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef UpstreamRequest request = self.request
         cdef Trailers trailers
         cdef bint reusable = (self.reader.keep_alive and request.request_ended and not request.wants_upgrade
-                              and self.writer.empty())
+                              and self.writer.empty() and not self.spoilt)
         self.request = None
         request.over = True
         request.connection = None
