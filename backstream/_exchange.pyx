@@ -285,8 +285,10 @@ cdef class Exchange(StreamHandler):
     # --- failing ---
 
     cdef int _no_agent(self) except -1:
-        if self.table.by_id(self.client_id):
-            return self._fail(503, "connection_limit_reached", "every agent of this id is at its limit", "session")
+        cdef AgentLink link
+        for link in self.table.by_id(self.client_id):
+            if not link.session.draining:
+                return self._fail(503, "connection_limit_reached", "every agent of this id is at its limit", "session")
         if self.table.knows(self.client_id):
             return self._fail(503, "destination_unavailable", "the agent is away", "session")
         if self.table.is_young():

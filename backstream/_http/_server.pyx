@@ -728,7 +728,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self._log()
         self.exchange = None
         self.writer.forget_body()
-        if self.request_open or not self.keep_alive:
+        if self.request_open or not self.keep_alive or self.context.draining:
             # A socket that is closed on bytes that nobody read is reset, and the answer with it.
             self.lingering = self.request_open or self.held.size > 0
             return self._close_when_sent()
