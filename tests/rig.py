@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -505,6 +506,10 @@ async def tunnel(
                 await each.close()
 
 
+LIVING = ("Stream", "Exchange", "ServerConnection", "AsgiRequest", "UpstreamRequest", "UpstreamConnection")
+"""What a request or a connection is made of; the buffers go with these."""
+
+
 class Leaks:
     """What this process holds, to be found unchanged after a test's work."""
 
@@ -513,7 +518,9 @@ class Leaks:
 
     def now(self) -> dict[str, int]:
         gc.collect()
+        names = Counter(type(each).__name__ for each in gc.get_objects())
         return {
+            **{name: names[name] for name in LIVING},
             "files": len(os.listdir("/proc/self/fd")),
             "tasks": len(asyncio.all_tasks()),
             "deadlines": loop_state().deadlines,

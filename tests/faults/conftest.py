@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,15 @@ from tests import rig
 
 def pytest_asyncio_loop_factories(config, item):
     return rig.UVLOOP if "commands" in item.fixturenames else rig.BOTH_LOOPS
+
+
+@pytest.fixture(autouse=True)
+def open_files():
+    """As many as the system lets this process have: both ends of many connections are in it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class Journal:

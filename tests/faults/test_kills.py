@@ -6,6 +6,7 @@ another agent go on, and everything is served again by itself once the process i
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import time
 
@@ -13,6 +14,8 @@ from tests.rig import Echo, Message, Wire, chunked, request
 
 PING = ("--ping-interval", "200ms", "--ping-timeout", "600ms")
 SILENCE = 0.6
+CONGESTION = 2.0
+"""Seconds that a request waits for a session's transport to have room."""
 SLACK = 2.0
 """Seconds that a loaded machine may add to a limit."""
 
@@ -154,6 +157,41 @@ async def test_a_proxy_that_is_silent_for_longer_than_the_ping_limit_is_given_up
         proxy.signal(signal.SIGCONT)
         await assert_cut(begun)
     await commands.served(seconds=5 + SLACK)
+
+
+async def test_an_agent_that_reads_nothing_is_no_reason_to_wait_for_long_and_loses_nothing(commands, journal) -> None:
+    await commands.proxy()
+    agent = await commands.agent()
+    await commands.agent(client_id="other")
+    await commands.served()
+    agent.signal(signal.SIGSTOP)
+    wires = []
+    for _ in range(20):
+        # Uploads within their streams' credit, until they are more than the kernel takes for it.
+        for _ in range(150):
+            wires.append(await commands.open())
+            await wires[-1].send(request("/upload", method="POST", body=b"u" * 60_000))
+        began = time.monotonic()
+        got = await commands.get("/ok/probe", lines=["x-backstream-request-timeout: 100ms"])
+        if got.status == 503:
+            break
+        assert got.status == 504
+    assert got.status == 503 and b"the agent does not read" in got.body
+    assert time.monotonic() - began < CONGESTION + SLACK
+    assert (await commands.get(client_id="other")).status == 200
+    async with await commands.open() as waiting:
+        await waiting.send(request("/ok/waited"))
+        assert (await commands.get(client_id="other")).status == 200
+        agent.signal(signal.SIGCONT)
+        got = await waiting.answer()
+        assert got.status == 200
+    wanted = hashlib.sha256(b"u" * 60_000).hexdigest().encode()
+    for wire in wires:
+        got = await wire.answer()
+        # What could not be sent within its time was told so, and did not arrive.
+        assert (got.status, got.body) == (200, wanted) or b"the agent does not read" in got.body, got
+        wire.close()
+    assert 0 < journal.count("came", "/upload") < len(wires)
 
 
 async def test_a_silence_below_the_ping_limit_costs_nothing(commands) -> None:
