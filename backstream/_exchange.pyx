@@ -328,7 +328,7 @@ cdef class Exchange(StreamHandler):
     cdef int _no_agent(self) except -1:
         if self.table.by_id(self.client_id):
             if self.refusals:
-                return self._fail(503, "connection_limit_reached", "every agent of this id refused the request", "agent")
+                return self._fail(503, "connection_limit_reached", "every agent of this id refused it", "agent")
             return self._fail(503, "connection_limit_reached", "every agent of this id is at its limit", "session")
         if self.table.knows(self.client_id):
             return self._fail(503, "destination_unavailable", "the agent is away", "session")

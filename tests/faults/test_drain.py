@@ -71,7 +71,7 @@ async def test_while_the_only_agent_drains_clients_are_told_to_come_again(comman
 async def test_a_proxy_that_drains_finishes_what_runs_and_its_agents_are_at_the_next_one_before(
     commands, journal
 ) -> None:
-    old = await commands.proxy()
+    old = await commands.proxy("--drain-idle-timeout", "200ms")
     agent = await commands.agent()
     load = Load(commands)
     async with await commands.open() as running, await commands.open() as idle, load.run():
@@ -79,7 +79,7 @@ async def test_a_proxy_that_drains_finishes_what_runs_and_its_agents_are_at_the_
         assert (await idle.get("/ok/idle")).keeps_alive
         await load.goes_on()
         old.signal(signal.SIGTERM)
-        # Idle connections end, and nobody listens.
+        # Connections that stay idle end, and nobody listens.
         assert await idle.rest(seconds=SLACK) == (b"", "fin")
         await old.said("draining", seconds=SLACK)
         new = await commands.proxy()
@@ -107,7 +107,7 @@ async def test_a_proxy_that_drains_finishes_what_runs_and_its_agents_are_at_the_
 
 
 async def test_a_proxy_that_drains_tells_running_clients_that_it_closes(commands) -> None:
-    proxy = await commands.proxy()
+    proxy = await commands.proxy("--drain-idle-timeout", "200ms")
     await commands.agent()
     async with await commands.open() as wire, await commands.open() as begun:
         await begun.send(request("/upload/1", method="POST", lines=["Content-Length: 4"]) + b"ha")
