@@ -349,7 +349,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 if size and self.exchange is not None:
                     self.exchange.body(data[:size])
                 return 0
-            if not self.request_open and (self.exchange is not None or self.writer.blocked):
+            if not self.request_open and (self.exchange is not None or self.writer.blocked or self.held.size):
                 if size:
                     append(self.held, data, size)
                 return 0
@@ -839,6 +839,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
 
     cdef int send_error(self, int status, str cause, str detail, str leg) except -1:
         cdef str who = ""
+        # It may come from an agent: no line end of its own gets into the head.
+        detail = "".join([char if " " <= char <= "~" else "?" for char in detail[:300]])
         if self.closing:
             return 0
         if self.exchange is not None:
