@@ -69,6 +69,7 @@ cdef class MessageReader:
         # the chunk scanner
         int chunk_state
         int64_t chunk_left
+        Py_ssize_t chunk_content        # bytes of the body in what was scanned last
         Py_ssize_t extension_bytes
         Py_ssize_t trailer_bytes
 
