@@ -54,6 +54,7 @@ cdef class MessageReader:
         FieldArray fields           # names in lower case; valid until the next call of `read`
         int minor                   # of HTTP/1.x
         bint keep_alive
+        bint is_head                # a request's start line says HEAD
         bint upgrade                # Connection: upgrade and an Upgrade field
         Slice upgrade_value
         BodyKind body

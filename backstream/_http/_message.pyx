@@ -243,6 +243,7 @@ cdef class MessageReader:
         self.message_complete = False
         self.chunk_state = SIZE_FIRST
         self.trailer_fields = None
+        self.is_head = False
         self.partial.release()
         self.head_copy.release()
         self.upgrade = False
@@ -556,6 +557,7 @@ cdef class RequestReader(MessageReader):
             raise MessageError(400, "malformed request line")
         self.method.ptr = line
         self.method.size = space - line
+        self.is_head = equals(self.method, b"HEAD", 4)
         self.target.ptr = space + 1
         space = <char*>memchr(space + 1, c' ', end - space - 1)
         if space == NULL:
