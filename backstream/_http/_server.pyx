@@ -331,8 +331,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                     self.loop.set_deadline(self, self.context.header_timeout)
                 return 0
             if event == HEAD:
-                if not self._request_head(&data, &size):
-                    return 0
+                # Refused or not: what lies behind it is the next request, unless the connection ends here.
+                self._request_head(&data, &size)
             elif event == BODY:
                 if self.exchange is not None:
                     self.exchange.body(self.reader.take_body())
