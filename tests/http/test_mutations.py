@@ -83,22 +83,27 @@ mutations = settings(max_examples=400, deadline=None, suppress_health_check=[Hea
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     # What is not whole is answered soon, too.
-    made = Harness("h11", tmp_path_factory.mktemp("unused"), proxy={"header_timeout": 0.2, "idle_timeout": 0.2})
+    made = Harness(
+        "h11",
+        tmp_path_factory.mktemp("unused"),
+        proxy={"header_timeout": 0.2, "idle_timeout": 0.2, "keepalive_timeout": 0.3},
+    )
     yield made
     made.end()
 
 
 @mutations
-@given(mutated(REQUESTS))
-def test_a_mutated_request_is_refused_or_is_the_same_to_h11(harness: Harness, data: bytes) -> None:
-    sent = requests_in(data.lstrip(b"\r\n"))
+@given(mutated(REQUESTS), st.integers(1, 1000))
+def test_a_mutated_request_is_refused_or_is_the_same_to_h11(harness: Harness, data: bytes, cut: int) -> None:
+    sent, whole = requests_in(data)
     harness.recorder.raw.clear()
-    statuses = harness.runner.run(play(harness.pair, [data or b"x"], sent))
+    statuses = harness.runner.run(play(harness.pair, [data[:cut] or b"x", data[cut:]], sent, more=not whole))
     got = harness.recorder.take("")
     ours = [request for request, status in zip(sent, statuses, strict=False) if status == 200]
-    assert statuses or not got
-    assert len(got) == len(ours) == statuses.count(200)
-    for one, other in zip(ours, got, strict=True):
+    assert 200 not in statuses[len(sent) :]  # we take nothing that h11 does not
+    # Behind what both refuse another request may be served, which h11 did not get to.
+    assert len(got) == len(ours) if whole else len(got) >= len(ours)
+    for one, other in zip(ours, got, strict=False):
         compare(one, other, "h11")
 
 
