@@ -75,10 +75,14 @@ def understood(head: h11.Request, body: bytes, trailers: list[tuple[bytes, bytes
     return Request(head.method.decode(), target, authority, kept, framing, body, trailers)
 
 
+EMPTY_LINES = re.compile(rb"^(?:\r\n)+")
+"""Before a request line they are ignored (RFC 9112 §2.2), but not by h11."""
+
+
 def requests_in(data: bytes) -> tuple[list[Request], bool]:
     """The requests that h11 finds, up to the first that is malformed or cut; and whether that is all there is."""
     found: list[Request] = []
-    while data := data.lstrip(b"\r\n"):  # empty lines before a request line (RFC 9112 §2.2), which h11 does not like
+    while data := EMPTY_LINES.sub(b"", data):
         reader = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
         reader.receive_data(data)
         head: Any = None

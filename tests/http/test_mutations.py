@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.http.play import Tap
 from tests.http.table import faults, load
-from tests.http.test_differential import PLAIN, Harness, bytes_of, compare, play, requests_in
+from tests.http.test_differential import EMPTY_LINES, PLAIN, Harness, bytes_of, compare, play, requests_in
 from tests.rig import Ended, Upstream, Wire, request, tunnel
 
 SPLICES = [
@@ -67,7 +67,8 @@ def mutated(draw: Any, originals: list[bytes]) -> bytes:
     return bytes(data)
 
 
-REQUESTS = [data for row in PLAIN if len(data := b"".join(bytes_of(row))) < 2000]
+# Not HEAD: of a request that is refused before its line is read it is not known whether it wants a body.
+REQUESTS = [data for row in PLAIN if len(data := b"".join(bytes_of(row))) < 2000 and b"HEAD " not in data]
 ANSWERS = [
     data
     for row in load()
@@ -132,7 +133,7 @@ def read_by_h11(data: bytes) -> tuple[int, bytes, bool]:
 
 def without_empty_lines(data: bytes) -> bytes:
     """Without those before status lines: they are ignored here, and an error to h11."""
-    data = data.lstrip(b"\r\n")
+    data = EMPTY_LINES.sub(b"", data)
     head, end, rest = data.partition(b"\r\n\r\n")
     return head + end + without_empty_lines(rest) if re.match(rb"HTTP/1\.[01] 1", head) else data
 
