@@ -54,6 +54,7 @@ cdef class MessageReader:
         FieldArray fields           # names in lower case; valid until the next call of `read`
         int minor                   # of HTTP/1.x
         bint keep_alive
+        bint is_head                # a request's start line says HEAD
         bint upgrade                # Connection: upgrade and an Upgrade field
         Slice upgrade_value
         BodyKind body
@@ -69,6 +70,7 @@ cdef class MessageReader:
         # the chunk scanner
         int chunk_state
         int64_t chunk_left
+        Py_ssize_t chunk_content        # bytes of the body in what was scanned last
         Py_ssize_t extension_bytes
         Py_ssize_t trailer_bytes
 

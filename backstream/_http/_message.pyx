@@ -189,7 +189,8 @@ cdef class MessageReader:
 
     cdef Event read(self, char** data, Py_ssize_t* size) except *:
         """Takes what it can from `data` and says what came of it; call again until NEED_DATA or END."""
-        cdef Py_ssize_t taken
+        cdef Py_ssize_t taken, content
+        cdef bytes piece
         if self.state == READ_HEAD:
             return self._read_head(data, size)
         if self.state == READ_FINISHED:
@@ -199,11 +200,18 @@ cdef class MessageReader:
         if self.state == READ_BODY:
             taken = size[0] if size[0] < self.body_left else <Py_ssize_t>self.body_left
             self.body_left -= taken
+            content = taken
         elif self.state == READ_CHUNKS:
+            self.chunk_content = 0
             taken = self._scan_chunks(data[0], size[0])
+            content = self.chunk_content
         else:
-            taken = size[0]
+            content = taken = size[0]
         self.feed(data[0], taken)
+        for piece in self.body_pieces:
+            content -= len(piece)
+        if content != 0:
+            raise MessageError(400, "the framing of the body is ambiguous")
         data[0] += taken
         size[0] -= taken
         if self.state == READ_BODY and self.body_left == 0 or self.chunk_state == CHUNKS_DONE:
@@ -235,6 +243,7 @@ cdef class MessageReader:
         self.message_complete = False
         self.chunk_state = SIZE_FIRST
         self.trailer_fields = None
+        self.is_head = False
         self.partial.release()
         self.head_copy.release()
         self.upgrade = False
@@ -469,6 +478,7 @@ cdef class MessageReader:
                 if part > self.chunk_left:
                     part = <Py_ssize_t>self.chunk_left
                 self.chunk_left -= part
+                self.chunk_content += part
                 at += part
                 if self.chunk_left == 0:
                     self.chunk_state = DATA_CR
@@ -547,6 +557,7 @@ cdef class RequestReader(MessageReader):
             raise MessageError(400, "malformed request line")
         self.method.ptr = line
         self.method.size = space - line
+        self.is_head = equals(self.method, b"HEAD", 4)
         self.target.ptr = space + 1
         space = <char*>memchr(space + 1, c' ', end - space - 1)
         if space == NULL:

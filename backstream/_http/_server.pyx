@@ -26,7 +26,7 @@ from backstream._exchange cimport Exchange, Responder
 from backstream._http._clients cimport ClientTable
 from backstream._http._message cimport (
     BODY, END, FIELD_CLIENT_ID, FIELD_DATE, FIELD_EXPECT, FIELD_HOST, FIELD_OTHER, FIELD_REQUEST_TIMEOUT, FIELD_TE,
-    FIELD_TRAILER, FIELD_VIA, HEAD, NEED_DATA, READ_FINISHED, Event, RequestReader, next_token,
+    FIELD_TRAILER, FIELD_VIA, HEAD, NEED_DATA, READ_FINISHED, READ_HEAD, Event, RequestReader, next_token,
 )
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, loop_state, monotonic
@@ -280,6 +280,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return self.exchange.deadline()
         if self.reader.between_messages():
             return self._close_when_sent()
+        self.is_head = self.reader.is_head
         return self._refuse(408, "http_request_error",
                             f"the head did not come within {self.context.header_timeout:g} s")
 
@@ -332,6 +333,9 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         try:
             self._parse(data, size)
         except MessageError as error:
+            if self.reader.state == READ_HEAD:
+                # What is known of the method is of the request before this one.
+                self.is_head = self.reader.is_head
             if self.exchange is not None and self.head_sent:
                 self._gone("the client's request is malformed")
                 self._close_when_sent()
@@ -361,8 +365,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                     self._begin_head()
                 return 0
             if event == HEAD:
-                if not self._request_head(&data, &size):
-                    return 0
+                # Refused or not: what lies behind it is the next request, unless the connection ends here.
+                self._request_head(&data, &size)
             elif event == BODY:
                 body = self.reader.take_body()
                 if self.exchange is not None:

@@ -203,6 +203,8 @@ def misfit(row: Row, want: Outcome, seen: Seen) -> str:
         counted = want["answers"]
         if counted != ([m.status for m in seen.answers] if isinstance(counted, list) else len(seen.answers)):
             return f"answers {[m.status for m in seen.answers]}, not {counted}"
+        if "cut" not in want and not all(m.complete for m in seen.answers):
+            return "an answer is cut"
     if len(seen.answers) > want.get("max_answers", 1000):
         return "more answers than one"
     if want.get("pending"):
