@@ -32,6 +32,7 @@ cdef class AgentGroup:
         readonly bytes client_id
         list heap
         uint64_t turns
+        bint serving                    # `serve_waiting` runs
         dict waiting                    # exchanges, in order, while every session's transport is full
 
     cdef AgentLink best(self, AgentLink other_than)

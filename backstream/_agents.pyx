@@ -75,7 +75,7 @@ cdef class AgentLink(SessionLink):
         return 0
 
     cdef int on_goaway(self, object goaway) except -1:
-        logger.info("agent %s is leaving: %s", self.name, goaway.message or "no reason given", extra={"id": self.name})
+        logger.info("agent %s is leaving: %r", self.name, goaway.message[:200], extra={"id": self.name})
         self.table.leave(self)
         return self.on_capacity()
 
@@ -181,11 +181,17 @@ cdef class AgentGroup:
 
     cdef int serve_waiting(self, AgentTable table) except -1:
         """There may be room again: lets those that wait try, in order."""
-        while self.waiting and self.heap and (<AgentLink>self.heap[0]).session.can_open():
-            exchange = next(iter(self.waiting))
-            del self.waiting[exchange]
-            table.waiting -= 1
-            exchange.try_again()
+        if self.serving:
+            return 0        # a stream that opens comes here again
+        self.serving = True
+        try:
+            while self.waiting and self.heap and (<AgentLink>self.heap[0]).session.can_open():
+                exchange = next(iter(self.waiting))
+                del self.waiting[exchange]
+                table.waiting -= 1
+                exchange.try_again()
+        finally:
+            self.serving = False
         return 0
 
     cdef int _up(self, int index) except -1:

@@ -432,6 +432,11 @@ cdef class AsgiRequest(StreamHandler):
                     lowered = []
                 lowered.append(name)
                 field.name = slice_of(name)
+            if type(pair) is not tuple and type(pair) is not list:
+                # A pair that makes its bytes anew each time does not keep them.
+                if lowered is None:
+                    lowered = []
+                lowered.append((name, value))
             field.value = slice_of(value)
             trim(&field.value)
             field.kind = 0

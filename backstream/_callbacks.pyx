@@ -228,6 +228,11 @@ def can_open(Session session) -> bool:
     return session.can_open()
 
 
+def skip_ids(Session session, int next_id):
+    """Goes on with stream `next_id`, for tests of what happens when the ids are used up."""
+    session._next_id = next_id
+
+
 def budget_used(Session session) -> int:
     """Bytes of the process's window budget that the session holds."""
     return session.share.used_bytes

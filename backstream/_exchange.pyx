@@ -291,7 +291,8 @@ cdef class Exchange(StreamHandler):
             return self.responder.send_cut(message or "the agent gave the stream up")
         if code == REFUSED or code == DRAINING:
             self.refusals += 1
-            if self.replayable and not self.offers_upgrade and self.refusals <= MAX_REFUSALS:
+            if (self.replayable and not stream.acknowledged and not self.offers_upgrade
+                    and self.refusals <= MAX_REFUSALS):
                 return self._open(link)
         elif (code == SESSION_LOST and self.is_idempotent and not self.has_body and not self.lost_once
                 and not self.offers_upgrade):

@@ -39,6 +39,7 @@ cdef class LoopState:
         bytearray _read_memory
         char* read_buffer       # READ_SIZE bytes, valid until the callback that filled it returns
         object read_view        # a memoryview of it
+        bint pulling            # a message is being made in message_buffer
         bytearray _message_memory
         char* message_buffer    # MAX_MESSAGE_SIZE bytes, MESSAGE_ROOM before it
         # the date

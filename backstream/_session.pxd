@@ -58,7 +58,7 @@ cdef class Stream:
         int64_t sent_promise            # bytes still owed of a sized body, -1 where nothing was promised
         bytes _chunk                    # the staged bytes: the first chunk from _chunk_at on, then _more
         Py_ssize_t _chunk_at
-        list _more
+        object _more                    # a deque
         int64_t staged
         bytes _trailers                 # encoded, behind the staged bytes
         bint _ending                    # the end is behind the staged bytes

@@ -9,6 +9,8 @@ Rules that hold here:
 - Reading never waits: credit alone bounds what a peer may send.
 """
 
+from collections import deque
+
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
@@ -191,7 +193,10 @@ cdef class Stream:
         return 0
 
     cdef int respond_interim(self, const ResponseHead* head) except -1:
-        """Sends an interim head (1xx but 101); dropped where the transport is full. Raises StreamError after 16."""
+        """Sends an interim head (1xx but 101); other than 100 it is dropped where the transport is full.
+
+        Raises StreamError after 16.
+        """
         cdef Session session = self.session
         cdef Py_ssize_t start
         if self.state == CLOSED or self.head_done:
@@ -199,8 +204,8 @@ cdef class Stream:
         if self.interim_count == MAX_INTERIM:
             raise StreamError(INTERNAL, "more than 16 interim heads")
         self.interim_count += 1
-        if session.congested:
-            return 0
+        if session.congested and head.status != 100:
+            return 0        # but a client may wait for 100 before it sends its body
         start = session._control.size
         reserve(session._control, FRAME_HEADER_SIZE)
         session._control.size += FRAME_HEADER_SIZE
@@ -225,7 +230,7 @@ cdef class Stream:
             self._chunk = data
             self._chunk_at = 0
         elif self._more is None:
-            self._more = [data]
+            self._more = deque((data,))
         else:
             self._more.append(data)
         self.staged += size
@@ -396,6 +401,8 @@ cdef class Session:
         stream = Stream.__new__(Stream)
         stream.id = self._next_id
         self._next_id += 2
+        if self._next_id > MAX_STREAM_ID:
+            self.go_away(0, "the stream ids are used up")   # a fresh connection takes over
         stream.session = self
         stream.handler = handler
         stream.opened_here = True
@@ -583,6 +590,8 @@ cdef class Session:
             stream.handler = self.owner.accept(stream, &head, end)
             if stream.handler is None and stream.state != CLOSED:
                 stream.reset(REFUSED, "refused")
+            elif stream.state == CLOSED and not stream._reset_behind:
+                stream.handler = None
         except StreamError as error:
             stream.reset(error.code, str(error))
         except Exception as error:
@@ -941,8 +950,11 @@ cdef class Session:
         return 0
 
     def _tell_writable(self, Stream stream):
+        cdef StreamHandler handler = stream.handler
+        if handler is None:         # it is only being accepted
+            return
         try:
-            stream.handler.on_writable(stream)
+            handler.on_writable(stream)
         except StreamError as error:
             self.fail(stream, error.code, str(error))
         except Exception as error:
@@ -989,6 +1001,8 @@ cdef class Session:
                 length = FRAME_HEADER_SIZE + (<Py_ssize_t>p[0] << 16 | <Py_ssize_t>p[1] << 8 | p[2])
                 if at + length > MAX_MESSAGE_SIZE:
                     break
+                if p[3] == FRAME_REQUEST:
+                    self._unsent_id = read_u32(<const char*>p + 5) + 2
                 at += length
         memcpy(target, self._control.data, at)
         self._control.drop_front(at)
@@ -1024,7 +1038,7 @@ cdef class Session:
             else:
                 memcpy(at + done, <const char*>stream._chunk + stream._chunk_at, part)
                 stream._chunk_at = 0
-                stream._chunk = <bytes>stream._more.pop(0) if stream._more else None
+                stream._chunk = <bytes>stream._more.popleft() if stream._more else None
             done += part
         stream.staged -= size
         stream.send_credit -= size

@@ -174,6 +174,8 @@ cdef class SessionLink(SessionOwner):
 
     cdef int flush_early(self) except -1:
         if self._transport is not None and not self._lost:
+            if self.loop.pulling:       # ending a stream within `pull` may open others: the buffer is in use
+                return self.wake()
             self._send_messages()
         return 0
 
@@ -204,7 +206,11 @@ cdef class SessionLink(SessionOwner):
         cdef Py_ssize_t size, sent = 0
         cdef char* message = self.loop.message_buffer
         while (not self.session.congested or self.session.closed) and self.session.has_output():
-            size = self.session.pull(message, SLOW_MESSAGE if self._slow else TURN_BYTES)
+            self.loop.pulling = True
+            try:
+                size = self.session.pull(message, SLOW_MESSAGE if self._slow else TURN_BYTES)
+            finally:
+                self.loop.pulling = False
             if size == 0:
                 break
             self._transport.send_reuse_external_buffer(WSMsgType.BINARY, message, size)
@@ -239,10 +245,14 @@ cdef class SessionLink(SessionOwner):
         if kind == WSMsgType.CLOSE:
             if not self._transport.is_close_frame_sent:
                 self._transport.send_close(frame.get_close_code() or WSCloseCode.OK)
-            self._transport.disconnect()
+            # Gracefully only where nothing waits: no deadline watches over the socket from here on.
+            self._transport.disconnect(self._transport.underlying_transport.get_write_buffer_size() == 0)
             self.lose(f"the peer closed the session ({<int>frame.get_close_code()})")
             return 0
         if self.session.closed:
+            return 0
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:
+            self.session.close(1, "a reserved bit in a WebSocket frame", 1002)     # RFC 6455 §5.2
             return 0
         if kind == WSMsgType.BINARY and frame.fin and self._fragments.size == 0 and self._fragments_at == 0:
             if frame.payload_size == 0:
@@ -294,11 +304,11 @@ cdef class SessionLink(SessionOwner):
                     self.session.round_trip = sample
                 else:
                     self.session.round_trip += (sample - self.session.round_trip) / 8
+                self._ping_sent_at = 0
                 if self._first_pings:
                     # One alone may have met a busy moment.
                     self._first_pings -= 1
                     self._send_ping()
-                self._ping_sent_at = 0
 
     # --- time ---
 
@@ -378,8 +388,12 @@ def accept_websocket(object transport, SessionLink link, bytes path, bytes key, 
     link._guard = guard
     transport.set_protocol(guard)
     guard.connection_made(transport)
-    _feed(guard, b"GET " + path + b" HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+    _feed(guard, b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
                  b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key + b"\r\n\r\n")
+    if link._transport is None:
+        transport.abort()
+        link.lose("the handshake failed")
+        return guard
     _feed(guard, rest)
     return guard
 

@@ -43,6 +43,8 @@ HandlerFactory: TypeAlias = Callable[[Stream, RequestHead, bool], Handler | None
 
 STEADY_SECONDS = 5.0
 """A session that lived as long ends the back-off."""
+MAX_SPREAD_SECONDS = 60.0
+"""The longest that a proxy can keep an agent away by its GOAWAY."""
 CLOSE_SECONDS = 3.0
 """How long `close` waits for sessions that were told to end."""
 
@@ -195,6 +197,13 @@ class Agent:
                 logger.warning("%s; next try in %.1f s", error, wait)
                 await asyncio.sleep(wait)
                 continue
+            except Exception:
+                # A defect: the agent goes on trying all the same.
+                failures += 1
+                wait = self._back_off(failures, refused=True)
+                logger.exception("dialling failed; next try in %.1f s", wait)
+                await asyncio.sleep(wait)
+                continue
             self._current = link
             if link.goaway is not None:  # it came with the handshake's answer
                 self.session_leaving(link)
@@ -212,7 +221,7 @@ class Agent:
                 # The proxy wants another session: at once, spread over the time that it names. Asked again before one
                 # was steady, the agent backs off; it goes on serving on the one that it has.
                 spread = (link.goaway.retry_after_ms if link.goaway is not None else 0) / 1000
-                await asyncio.sleep(random.uniform(0, spread))
+                await asyncio.sleep(random.uniform(0, min(spread, MAX_SPREAD_SECONDS)))
                 continue
             wait = self._back_off(failures, refused=refused)
             logger.info("dialling again in %.1f s", wait)
@@ -299,7 +308,7 @@ class Agent:
         assert link.goaway is not None
         if link.goaway.code:
             return  # an error: the proxy closes the session, and why it does says how soon to dial again
-        logger.info("the proxy is leaving: %s", link.goaway.message or "no reason given")
+        logger.info("the proxy is leaving: %r", link.goaway.message[:200])
         if self._current is link:
             self._current = None
             self._changed.set()

@@ -353,7 +353,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 if size and self.exchange is not None:
                     self.exchange.body(data[:size])
                 return 0
-            if not self.request_open and (self.exchange is not None or self.writer.blocked or self.held.size):
+            if not self.request_open and (self.exchange is not None or self.writer.blocked or self.held.size
+                                          or self.writer.out.size >= HELD_SIZE):
                 if size:
                     append(self.held, data, size)
                 return 0
@@ -690,6 +691,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         answer = self.context.on_agent(self, client_id, tuple(fields))
         if isinstance(answer, tuple):
             return self._refuse(answer[0], "http_upgrade_failed", answer[1])
+        self.writer.send()      # the answers to what came before it
         transport = self.transport
         path = bytes_of(reader.target)
         self._detach()
@@ -741,6 +743,9 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self.writer.text(b"connection: upgrade\r\nupgrade: " + bytes_of(head.upgrade) + b"\r\n\r\n")
             self.loop.clear_deadline(self)
             self.loop.schedule_flush(self)
+            if self.held.size:      # sent without waiting for the 101
+                self.exchange.body(self.held.data[:self.held.size])
+                self.held.release()
             return self._update_reading()
         if not dated:
             # RFC 9110 §6.6.1: who passes a response on without a Date adds one.
@@ -824,7 +829,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         return self._update_reading()
 
     cdef int send_cut(self, str cause) except -1:
-        logger.debug("a response to %s breaks off: %s", self.peer_address, cause)
+        logger.debug("a response to %s breaks off: %r", self.peer_address, cause)
         self._log()
         self.exchange = None
         # What came of it goes out; the missing end says that it is not all.
@@ -843,8 +848,6 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
 
     cdef int send_error(self, int status, str cause, str detail, str leg) except -1:
         cdef str who = ""
-        # It may come from an agent: no line end of its own gets into the head.
-        detail = "".join([char if " " <= char <= "~" else "?" for char in detail[:300]])
         if self.closing:
             return 0
         if self.exchange is not None:
@@ -859,6 +862,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         return self._error(status, cause, detail, "client")
 
     cdef int _error(self, int status, str cause, str detail, str leg) except -1:
+        # An agent's words may be in it: no line end of its own gets into the head.
+        detail = "".join([c if " " <= c <= "~" else "?" for c in detail[:300]])
         cdef bytes body = f"{detail}\n".encode("ascii", "replace")
         cdef str quoted = detail.replace("\\", "\\\\").replace('"', '\\"')
         cdef bint keep = self.keep_alive and not self.request_open and not self.context.draining

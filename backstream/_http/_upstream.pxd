@@ -23,7 +23,7 @@ cdef class UpstreamService(Service):
         Py_ssize_t max_connections
         # state
         dict idle                       # connections as keys, the one used last at the end
-        object waiting                  # requests for which there is no connection yet, in order
+        dict waiting                    # as keys: requests for which there is no connection yet, in order
         readonly Py_ssize_t connections
         set all_connections
         set tasks                       # that connect

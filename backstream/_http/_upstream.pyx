@@ -10,7 +10,6 @@ Rules that hold here:
 
 import asyncio
 import logging
-from collections import deque
 
 from libc.stdint cimport int64_t, uint32_t
 
@@ -30,6 +29,10 @@ from backstream._session cimport Stream, StreamHandler
 
 from backstream._http.errors import MessageError
 from backstream.errors import StreamError
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t c_recv "recv" (int fd, void* data, size_t size, int flags)
+    int MSG_DONTWAIT
 
 logger = logging.getLogger("backstream.agent")
 
@@ -64,7 +67,7 @@ cdef class UpstreamService(Service):
         self.limits.trailers = 16384
         self.limits.extensions = 16384
         self.idle = {}
-        self.waiting = deque()
+        self.waiting = {}
         self.all_connections = set()
         self.tasks = set()
 
@@ -134,7 +137,7 @@ cdef class UpstreamService(Service):
             return 0
         if len(self.waiting) >= MAX_WAITING:
             return request.failed(REFUSED, "too many requests wait for the upstream")
-        self.waiting.append(request)
+        self.waiting[request] = None
         return 0
 
     async def _connect(self, UpstreamRequest request):
@@ -174,7 +177,8 @@ cdef class UpstreamService(Service):
         """A connection is free again."""
         cdef UpstreamRequest request
         while self.waiting:
-            request = <UpstreamRequest>self.waiting.popleft()
+            request = <UpstreamRequest>next(iter(self.waiting))
+            del self.waiting[request]
             if not request.over:
                 return connection.begin(request)
         if self.stopping:
@@ -194,7 +198,8 @@ cdef class UpstreamService(Service):
     cdef int _serve_waiting(self) except -1:
         cdef UpstreamRequest request
         while self.waiting and self.connections < self.max_connections and not self.stopping:
-            request = <UpstreamRequest>self.waiting.popleft()
+            request = <UpstreamRequest>next(iter(self.waiting))
+            del self.waiting[request]
             if not request.over:
                 self.assign(request, True)
         return 0
@@ -273,6 +278,8 @@ cdef class UpstreamRequest(StreamHandler):
             return 0
         self.over = True
         self.connection = None
+        self.early = None
+        self.service.waiting.pop(self, None)
         if connection is not None:
             # An answer is under way that nobody wants: the connection can't be used for another.
             connection.request = None
@@ -381,6 +388,9 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         left = self.active_at + self.service.idle_timeout - monotonic()
         if left > 0:
             return self.loop.set_deadline(self, left)
+        if self.raw or not self.reading:
+            # Pings keep an upgraded stream; and where this side pauses the reading, the proxy judges its client.
+            return self.loop.set_deadline(self, self.service.idle_timeout)
         return self._broken(TIMEOUT, f"the upstream was silent for {self.service.idle_timeout:g} s")
 
     cdef int on_peer_gone(self) except -1:
@@ -392,6 +402,14 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         if self.closed or self.transport is None:
             return 0
         taken = self.writer.send()
+        if taken < 0 and self.request is not None and self.writer.fd >= 0:
+            # It may have answered before it closed (413 to an upload): read that first.
+            while not self.closed and self.request is not None and self.request.stream.room() > 0:
+                taken = c_recv(self.writer.fd, self.loop.read_buffer, READ_SIZE, MSG_DONTWAIT)
+                if taken <= 0:
+                    break
+                self.input(self.loop.read_buffer, <Py_ssize_t>taken)
+            taken = -1
         if taken < 0:
             if not self._send_again():
                 self._broken(UPSTREAM_RESET, "the upstream reset the connection")
@@ -513,6 +531,7 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         """The answer is complete; the connection is reused if its framing was clean on both sides."""
         cdef UpstreamRequest request = self.request
         cdef Trailers trailers
+        cdef Py_ssize_t i
         cdef bint reusable = (self.reader.keep_alive and request.request_ended and not request.wants_upgrade
                               and self.writer.empty() and not self.spoilt)
         self.request = None
@@ -520,7 +539,11 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         request.connection = None
         if self.reader.trailer_fields is not None:
             trailers.fields = self.reader.trailer_fields.items
-            trailers.field_count = self.reader.trailer_fields.count
+            trailers.field_count = 0
+            for i in range(self.reader.trailer_fields.count):
+                if self.reader.trailer_fields.items[i].kind == FIELD_OTHER:
+                    trailers.fields[trailers.field_count] = trailers.fields[i]
+                    trailers.field_count += 1
             request.stream.end_with_trailers(&trailers)
         else:
             request.stream.end()

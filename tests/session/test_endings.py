@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.session.wire import (
     GOAWAY,
     OK,
     POST,
+    REQUEST,
     RESET,
     RESPONSE,
     SWITCH,
@@ -400,6 +402,27 @@ def test_a_stream_whose_request_never_went_out_ends_with_refused_when_its_sessio
     unsent = end.open(POST)
     end.session.lost("gone")
     assert sent.resets == [ErrorCode.SESSION_LOST] and unsent.resets == [ErrorCode.REFUSED]
+
+
+def test_requests_that_went_out_in_an_earlier_message_count_as_sent() -> None:
+    end = wire.proxy()
+    head = replace(POST, fields=tuple((b"x-%d" % i, b"v" * 13_000) for i in range(10)))
+    handlers = [end.open(head) for _ in range(3)]
+    assert [f.stream for f in end.message()] == [1, 3]
+    end.session.lost("gone")
+    assert [h.resets for h in handlers] == [[ErrorCode.SESSION_LOST], [ErrorCode.SESSION_LOST], [ErrorCode.REFUSED]]
+
+
+def test_a_session_whose_ids_are_used_up_says_goaway_and_goes_on_with_what_runs() -> None:
+    end = wire.proxy()
+    end.said()
+    _callbacks.skip_ids(end.session, 2**31 - 1)
+    handler = end.open(GET)
+    assert handler.stream is not None and handler.stream.id == 2**31 - 1
+    assert [f.type for f in end.said()] == [GOAWAY, REQUEST]
+    assert not _callbacks.can_open(end.session)
+    end.hear(response(2**31 - 1, EMPTY, end=True))
+    assert handler.ended and end.closed is None
 
 
 class Reopening(Handler):

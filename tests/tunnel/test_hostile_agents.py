@@ -1,0 +1,134 @@
+"""What an agent that is anyone may not do to a client, to the proxy, or to other agents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+import backstream
+from backstream import streams
+from backstream.errors import ErrorCode
+from tests.rig import ID, Tunnel, Wire, make_agent, ok_app, request, tunnel, until
+
+Serve = Callable[[streams.Stream, backstream.RequestHead], None]
+
+
+class Quiet(backstream.Handler):
+    """Takes what comes and keeps it to itself."""
+
+
+async def add(pair: Tunnel, serve: Serve) -> None:
+    """An agent of the library's handlers, for what no application could do."""
+
+    def handle(stream: streams.Stream, head: backstream.RequestHead, end: bool) -> backstream.Handler:
+        serve(stream, head)
+        return Quiet()
+
+    count = len(pair.proxy.agents.by_id(ID.encode()))
+    agent = make_agent(pair.proxy, handler=handle)
+    pair.agents.append(agent)
+    await agent.start()
+    await pair.connected(count + 1)
+
+
+async def test_the_words_of_an_agent_make_no_line_of_an_answer() -> None:
+    evil = 'x"\r\nset-cookie: a=1\r\ncontent-length: 0\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nEVIL!'
+
+    def serve(stream: streams.Stream, head: backstream.RequestHead) -> None:
+        streams.reset(stream, ErrorCode.INTERNAL, evil)
+
+    async with tunnel(agents=0) as pair, await pair.open() as wire:
+        await add(pair, serve)
+        got = await wire.get()
+        assert got.status == 502 and got.all("set-cookie") == []
+        assert len(got.all("content-length")) == 1 and b"\r" not in got.body
+        assert (await wire.get()).status == 502
+
+
+@pytest.mark.parametrize("split", [False, True])
+async def test_a_pipelined_request_never_overtakes_one_that_was_held(split: bool) -> None:
+    order: list[bytes] = []
+    wire: Wire
+
+    def serve(stream: streams.Stream, head: backstream.RequestHead) -> None:
+        order.append(head.target)
+        streams.respond(stream, backstream.ResponseHead(status=204), True)
+        if head.target == b"/1":
+            # In the turn of the loop in which the answer comes to the proxy.
+            wire.sock.send(second[10:] + request("/3") if split else request("/3"))
+
+    second = request("/2")
+    async with tunnel(agents=0) as pair:
+        await add(pair, serve)
+        for _ in range(20):
+            order.clear()
+            async with await pair.open() as wire:
+                await wire.send(request("/1") + (second[:10] if split else second))
+                for _ in range(3):
+                    assert (await wire.answer()).status == 204
+            assert order == [b"/1", b"/2", b"/3"]
+
+
+@pytest.mark.parametrize("sign", ["an interim answer", "credit"])
+async def test_what_an_agent_began_is_not_given_to_another_when_it_refuses_late(sign: str) -> None:
+    served: list[str] = []
+
+    class Late(backstream.Handler):
+        def data_received(self, stream: streams.Stream, data: bytes) -> None:
+            streams.consume(stream, len(data))
+            asyncio.get_running_loop().call_later(0.05, streams.reset, stream, ErrorCode.REFUSED)
+
+    def handle(stream: streams.Stream, head: backstream.RequestHead, end: bool) -> backstream.Handler:
+        served.append("first")
+        if sign == "an interim answer":
+            streams.respond(stream, backstream.ResponseHead(status=103))
+            asyncio.get_running_loop().call_later(0.05, streams.reset, stream, ErrorCode.DRAINING)
+        return Late()
+
+    def second(stream: streams.Stream, head: backstream.RequestHead) -> None:
+        served.append("second")
+        streams.respond(stream, backstream.ResponseHead(status=204), True)
+
+    async with tunnel(agents=0) as pair, await pair.open() as wire:
+        agent = make_agent(pair.proxy, handler=handle)
+        pair.agents.append(agent)
+        await agent.start()
+        await pair.connected(1)
+        body = b"" if sign == "an interim answer" else bytes(32 * 1024)
+        await wire.send(request(method="POST", body=body))
+        await until(lambda: served == ["first"])
+        await add(pair, second)
+        assert (await wire.answer()).status == 503
+        assert served == ["first"]
+
+
+async def test_handshakes_on_long_paths_take_no_places_for_good() -> None:
+    async with tunnel(agents=0, proxy={"max_agents": 3}) as pair:
+        for number in range(6):
+            async with await pair.open() as wire:
+                await wire.send(
+                    b"GET /ws?" + b"a" * 16300 + b" HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n"
+                    b"Connection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+                    b"Sec-WebSocket-Protocol: backstream.v1\r\nx-backstream-client-id: e%d\r\n\r\n" % number
+                )
+                assert (await wire.until(b"\r\n")).startswith(b"HTTP/1.1 101")
+            await until(lambda: len(pair.proxy.agents) == 0, "its place is free again")
+        await pair.agent(ok_app)
+        assert (await pair.get()).status == 200
+
+
+async def test_a_reserved_bit_in_a_websocket_frame_ends_the_session_with_1002() -> None:
+    async with tunnel(ok_app) as pair, await pair.open() as wire:
+        await wire.send(
+            b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            b"Sec-WebSocket-Protocol: backstream.v1\r\nx-backstream-client-id: evil\r\n\r\n"
+        )
+        await wire.until(b"\r\n\r\n")
+        await wire.send(b"\xc2\x80\0\0\0\0")
+        data, _ = await wire.rest()
+        assert b"\x88" in data and b"\x03\xea" in data, data
+        assert (await pair.get()).status == 200
