@@ -1,7 +1,7 @@
 """`python -m tests.interop.autobahn WSTEST`: Autobahn's test suite against an echo in three places, side by side.
 
 WSTEST is the command of the package autobahntestsuite, which runs on Python 2.7 only; that is why pytest does not run
-it, and `test_websocket_conformance.py` is the table for every day. The three places: the package `websockets` directly, the
+it, and `test_websocket_conformance.py` is the table for every day. The places: the package `websockets` by itself, the
 same server through the tunnel, and an application in the agent. Exit status 1 where the tunnel changed a verdict.
 """
 
