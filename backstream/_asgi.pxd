@@ -20,6 +20,8 @@ cdef class AsgiService(Service):
         object lifespan
         list held_starts                # requests whose head waits for the turn's end
 
+    cdef int begin(self, AsgiRequest request, Stream stream, bint end) except -1
+    cdef int run(self, AsgiRequest request) except -1
     cdef int start_soon(self, AsgiRequest request) except -1
     cdef dict _scope(self, AsgiRequest request, const RequestHead* head)
     cdef object _address(self, dict known, Slice text)
@@ -56,9 +58,13 @@ cdef class AsgiRequest(StreamHandler):
     cdef int _gone(self) except -1
     cdef int _send_head(self, bytes first, bint more) except -1
     cdef int _respond(self, int status, object headers, bytes first, bint more) except -1
+    cdef list _take_fields(self, FieldArray fields, object headers)
 
 
 cdef class Ready:
     cdef:
         object value
         AsgiRequest request             # whose message `value` is, until somebody has it
+
+
+cdef Ready DONE

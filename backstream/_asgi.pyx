@@ -110,18 +110,24 @@ cdef class AsgiService(Service):
 
     cdef StreamHandler open(self, Stream stream, const RequestHead* head, bint end):
         cdef AsgiRequest request = AsgiRequest.__new__(AsgiRequest)
-        cdef object task
+        # An upgrade that is not taken: the request has no body, and ends with its answer.
+        self.begin(request, stream, end or head.upgrade.size > 0)
+        request.scope = self._scope(request, head)
+        self.run(request)
+        return request
+
+    cdef int begin(self, AsgiRequest request, Stream stream, bint end) except -1:
         self.requests += 1
         request.service = self
         request.stream = stream
         request.length = -1
         request.takes_body = not stream.answers_head
         request.body_ended = end
-        if head.upgrade.size:
-            request.scope = None
-            self._refuse_upgrade(request, stream)
-            return request
-        request.scope = self._scope(request, head)
+        return 0
+
+    cdef int run(self, AsgiRequest request) except -1:
+        """Starts the request's task."""
+        cdef object task
         if self.task_factory is None:
             # As loop.create_task would, less its detours; the name is given, or one would be formatted each time.
             task = Task(request.run(), loop=self.asyncio_loop, name="backstream request")
@@ -129,7 +135,7 @@ cdef class AsgiService(Service):
             task = self.asyncio_loop.create_task(request.run())
         request.task = task
         self.tasks.add(task)
-        return request
+        return 0
 
     cdef int start_soon(self, AsgiRequest request) except -1:
         if not self.held_starts:
@@ -143,11 +149,6 @@ cdef class AsgiService(Service):
         self.held_starts = []
         for request in held:
             request._start_without_body()
-
-    def _refuse_upgrade(self, AsgiRequest request, Stream stream):
-        request.completed = True
-        request._respond(501, [(b"content-type", b"text/plain; charset=utf-8")],
-                         b"WebSockets are not served by an ASGI application yet\n", False)
 
     cdef dict _scope(self, AsgiRequest request, const RequestHead* head):
         cdef Py_ssize_t i
@@ -230,8 +231,8 @@ cdef class AsgiRequest(StreamHandler):
         except ClientDisconnected:
             pass
         except asyncio.CancelledError:
-            if not self.completed and self.stream is not None:
-                self.stream.reset(APP_ERROR, "the application was cancelled")
+            if not self.completed:
+                self._cancelled()
         except Exception:
             if self.disconnected:
                 logger.debug("the application failed after its client had gone", exc_info=True)
@@ -239,7 +240,7 @@ cdef class AsgiRequest(StreamHandler):
                 self._failed("the application failed", exc_info=True)
         else:
             if not self.completed and not self.disconnected:
-                self._failed("the application returned without a complete response", exc_info=False)
+                self._returned()
         finally:
             if self.holds_place:
                 self.stream.session.free_place()
@@ -250,10 +251,18 @@ cdef class AsgiRequest(StreamHandler):
             self.task = None
             self._wake_receiver()
 
-    def _failed(self, str what, bint exc_info):
-        path = self.scope["path"]
-        logger.error("%s: %s %s", what, self.scope["method"], path, exc_info=exc_info,
+    def _cancelled(self):
+        self.stream.reset(APP_ERROR, "the application was cancelled")
+
+    def _returned(self):
+        self._failed("the application returned without a complete response", exc_info=False)
+
+    def _log_failure(self, str what, bint exc_info):
+        logger.error("%s: %s %s", what, self.scope.get("method", "WebSocket"), self.scope["path"], exc_info=exc_info,
                      extra={"id": self.stream.session.owner.name, "stream": self.stream.id})
+
+    def _failed(self, str what, bint exc_info):
+        self._log_failure(what, exc_info)
         if self.completed:
             return      # the client has, or gets, a whole response
         if not self.started:
@@ -411,18 +420,56 @@ cdef class AsgiRequest(StreamHandler):
     cdef int _respond(self, int status, object headers, bytes first, bint more) except -1:
         cdef FieldArray fields = self.service.fields
         cdef ResponseHead head
-        cdef Field field
-        cdef int64_t length
-        cdef bytes name, value
-        cdef list lowered = None        # what slices point into beside the headers themselves
+        cdef list _kept      # beside what the fields point into
         if not 200 <= status <= 999:
             raise RuntimeError(f"a final response with status {status}")
-        fields.count = 0
         head.status = status
         head.reason.size = head.upgrade.size = 0
         head.body = BODY_CHUNKED
         head.length = 0
+        if type(headers) is not list and type(headers) is not tuple:
+            headers = list(headers)
+        _kept = self._take_fields(fields, headers)
+        if status == 204 or status == 304:
+            self.takes_body = False
+        if self.length >= 0:
+            head.body = BODY_SIZED
+            head.length = self.length
+        elif not more:
+            head.body = BODY_SIZED if self.takes_body else BODY_NONE
+            head.length = len(first) if self.takes_body else 0
+        if status == 204:
+            head.body = BODY_NONE
+            head.length = 0
+        head.fields = fields.items
+        head.field_count = fields.count
+        if not self.takes_body:
+            self.length = -1
+        self.started = True
+        try:
+            self.stream.respond(&head, not more and (not self.takes_body
+                                                     or head.body == BODY_SIZED and head.length == 0))
+        except StreamError as error:
+            self.stream.reset(TOO_LARGE, str(error))
+            self._failed(str(error), exc_info=False)
+            self._gone()
+            raise RuntimeError(str(error)) from None
+        if first and self.takes_body:
+            self._write(first)
+        return 0
+
+    cdef list _take_fields(self, FieldArray fields, object headers):
+        """Fills `fields` with the application's headers, less those of the connection; sets `length`.
+
+        headers: a list or tuple. Returns what the fields point into beside it. Raises RuntimeError where a header is
+        malformed.
+        """
+        cdef Field field
+        cdef int64_t length
+        cdef bytes name, value
+        cdef list lowered = None
         self.length = -1
+        fields.count = 0
         for pair in headers:
             name, value = pair
             field.name = slice_of(name)
@@ -450,35 +497,7 @@ cdef class AsgiRequest(StreamHandler):
                     self.length = length
                 continue
             fields.add(field)
-        if status == 204 or status == 304:
-            self.takes_body = False
-        if self.length >= 0:
-            head.body = BODY_SIZED
-            head.length = self.length
-        elif not more:
-            head.body = BODY_SIZED if self.takes_body else BODY_NONE
-            head.length = len(first) if self.takes_body else 0
-        if status == 204:
-            head.body = BODY_NONE
-            head.length = 0
-        head.fields = fields.items
-        head.field_count = fields.count
-        if not self.takes_body:
-            self.length = -1
-        self.started = True
-        try:
-            self.stream.respond(&head, not more and (not self.takes_body
-                                                     or head.body == BODY_SIZED and head.length == 0))
-        except StreamError as error:
-            self.stream.reset(TOO_LARGE, str(error))
-            self._failed(str(error), exc_info=False)
-            self._gone()
-            raise RuntimeError(str(error)) from None
-        if first and self.takes_body:
-            self._write(first)
-        if not more and self.scope is None:
-            self.stream.end()
-        return 0
+        return lowered
 
     # --- from the stream ---
 

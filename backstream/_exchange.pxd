@@ -30,6 +30,7 @@ cdef class Exchange(StreamHandler):
         bint is_idempotent
         bint has_body
         bint offers_upgrade
+        bytes upgrade               # the protocol that the client offers to switch to, or None
         int64_t length              # of a sized body, -1 otherwise
         double head_timeout         # seconds, 0 for none
         double idle_timeout
@@ -62,6 +63,7 @@ cdef class Exchange(StreamHandler):
     cdef int _open(self, AgentLink other_than) except -1
     cdef int _await_agent(self) except -1
     cdef int _await_head(self) except -1
+    cdef int _half_ended(self, Stream stream) except -1
     cdef int _set_deadline(self, double seconds) except -1
     cdef int _stop_waiting(self) except -1
     cdef int _spend_budget(self) except -1

@@ -12,7 +12,9 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from backstream._agents cimport WAIT_AGENT, WAIT_NONE, WAIT_ROOM, AgentLink
 from backstream._buffer cimport Buffer
-from backstream._codec cimport FieldArray, RequestHead, ResponseHead, Trailers, decode_request, encode_request
+from backstream._codec cimport (
+    FieldArray, RequestHead, ResponseHead, Slice, Trailers, bytes_of, decode_request, encode_request,
+)
 from backstream._loop cimport LoopMember, monotonic
 from backstream._session cimport Stream, StreamHandler
 
@@ -26,6 +28,7 @@ cdef double BUDGET_STEP = 0.005
 
 cdef enum:
     NO_ERROR = 0
+    PROTOCOL_ERROR = 1
     REFUSED = 7
     CANCEL = 8
     TIMEOUT = 32
@@ -55,6 +58,10 @@ _SERVICE_CODES = frozenset((
     ErrorCode.TIMEOUT, ErrorCode.UPSTREAM_UNREACHABLE, ErrorCode.UPSTREAM_RESET, ErrorCode.UPSTREAM_PROTOCOL,
     ErrorCode.APP_ERROR, ErrorCode.TOO_LARGE,
 ))
+
+
+cdef bint _is_same_token(Slice token, bytes other) except -1:
+    return bytes_of(token).lower() == other.lower()
 
 
 cdef class Responder(LoopMember):
@@ -192,6 +199,8 @@ cdef class Exchange(StreamHandler):
         self.ended_at = monotonic()
         if self.stream is None:
             return 0
+        if self.upgraded:
+            self._half_ended(self.stream)
         if trailers != NULL and trailers.field_count:
             self._drop_replay()
             self.stream.end_with_trailers(trailers)
@@ -200,6 +209,13 @@ cdef class Exchange(StreamHandler):
         if not self.head_sent:
             self._await_head()
         return 0
+
+    cdef int _half_ended(self, Stream stream) except -1:
+        """One direction of an upgraded stream has ended: the other may go on, but no longer for ever without a byte."""
+        if self.request_ended and stream.remote_ended():
+            self.finished = True
+            return 0
+        return self._set_deadline(self.idle_timeout)
 
     cdef int64_t room(self) noexcept:
         """How many bytes of the body can be taken now."""
@@ -251,14 +267,20 @@ cdef class Exchange(StreamHandler):
             self._drop_replay()
         if interim:
             return self.responder.send_interim(head)
+        if head.status == 101:
+            if not self.offers_upgrade or not _is_same_token(head.upgrade, self.upgrade):
+                raise StreamError(PROTOCOL_ERROR, "101 to a protocol that was not offered")
+            # From here on the client's bytes are the protocol's, until it ends its direction.
+            self.upgraded = True
+            self.request_ended = False
         self.head_sent = True
-        self.upgraded = head.status == 101
-        if not end:
+        if self.upgraded:
+            self.responder.loop.clear_deadline(self.responder)
+        elif not end:
             self.active_at = monotonic()
             self._set_deadline(self.idle_timeout)
         if self.offers_upgrade and not self.upgraded:
             # Nobody took the upgrade: the request has no body and ends here (the stream was left open for it).
-            self.request_ended = True
             stream.end()
         return self.responder.send_head(head, end)
 
@@ -271,7 +293,9 @@ cdef class Exchange(StreamHandler):
     cdef int on_end(self, Stream stream, const Trailers* trailers) except -1:
         if self.finished:
             return 0
-        if not self.upgraded:
+        if self.upgraded:
+            self._half_ended(stream)
+        else:
             self.finished = True
         return self.responder.send_end(trailers)
 
@@ -291,8 +315,7 @@ cdef class Exchange(StreamHandler):
             return self.responder.send_cut(message or "the agent gave the stream up")
         if code == REFUSED or code == DRAINING:
             self.refusals += 1
-            if (self.replayable and not stream.acknowledged and not self.offers_upgrade
-                    and self.refusals <= MAX_REFUSALS):
+            if self.replayable and not stream.acknowledged and self.refusals <= MAX_REFUSALS:
                 return self._open(link)
         elif (code == SESSION_LOST and self.is_idempotent and not self.has_body and not self.lost_once
                 and not self.offers_upgrade):

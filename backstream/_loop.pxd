@@ -14,7 +14,7 @@ cdef class LoopMember:
 
     cdef int flush(self) except -1
     cdef int on_deadline(self) except -1
-    cdef int on_peer_gone(self) except -1
+    cdef int on_peer_gone(self, bint broken) except -1
 
 
 cdef class LoopState:

@@ -69,8 +69,8 @@ cdef class LoopMember:
         """The deadline set last has passed."""
         return 0
 
-    cdef int on_peer_gone(self) except -1:
-        """The peer of a socket under `watch_unread` has closed it."""
+    cdef int on_peer_gone(self, bint broken) except -1:
+        """The peer of a socket under `watch_unread` has closed it; `broken`: by a reset, in both directions."""
         return 0
 
 
@@ -224,12 +224,12 @@ cdef class LoopState:
             if poll(fds, count, 0) > 0:
                 for i in range(count):
                     if fds[i].revents & (POLLRDHUP | POLLHUP | POLLERR):
-                        gone.append(self._unread[fds[i].fd])
+                        gone.append((self._unread[fds[i].fd], fds[i].revents & POLLERR != 0))
         finally:
             PyMem_Free(fds)
-        for member in gone:
+        for member, broken in gone:
             try:
-                member.on_peer_gone()
+                member.on_peer_gone(broken)
             except Exception:
                 logger.exception("%r failed when its peer was gone", member)
         if self._unread and self._poll_handle is None:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import picows
 
-from backstream._asgi import AsgiService
+from backstream._asgi_websocket import AsgiWebService
 from backstream._callbacks import Handler
 from backstream._flow import WindowBudget
 from backstream._http._upstream import UpstreamService
@@ -102,7 +102,7 @@ class Agent:
             return CallbackService(self._handler)
         if self.settings.upstream is not None:
             return UpstreamService(parse_upstream(self.settings.upstream), self.settings)
-        return AsgiService(self._app if self._app is not None else load_app(self.settings.app or ""))
+        return AsgiWebService(self._app if self._app is not None else load_app(self.settings.app or ""), self.settings)
 
     async def drain(self) -> None:
         """Ends gracefully, within `settings.drain_timeout` seconds: no new requests, running ones finish."""

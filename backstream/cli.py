@@ -63,6 +63,7 @@ METAVARS: Final = {
     "count": "N",
     "address": "HOST:PORT",
     "text": "TEXT",
+    "list": "TEXT",
 }
 FIRST_INHERITED: Final = 3
 """The descriptor of the first socket that a supervisor hands over (sd_listen_fds(3))."""
@@ -113,10 +114,15 @@ class Value(ParamType):
                     if not re.fullmatch(r"[0-9]{1,15}", value):
                         raise ConfigurationError(f"{value!r} is not a whole number")
                     value = int(value)
-            check_value("it", self.option, value)
+            # A list comes here member by member.
+            check_value("it", self.option, (value,) if kind == "list" else value)
         except ConfigurationError as error:
             self.fail(str(error), param, ctx)
         return value
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """A list in the environment has commas between its members."""
+        return [member.strip() for member in rv.split(",")]
 
 
 class SettingOption(click.Option):
@@ -125,6 +131,13 @@ class SettingOption(click.Option):
     def __init__(self, flags: Sequence[str], *, section: str, **rest: Any) -> None:
         super().__init__(flags, **rest)
         self.section = section
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        value = super().process_value(ctx, value)
+        # click makes an empty tuple of a list that nobody gave, which is what an empty one is too.
+        if self.multiple and ctx.get_parameter_source(self.name or "") is ParameterSource.DEFAULT:
+            return None
+        return value
 
     def get_error_hint(self, ctx: click.Context | None) -> str:
         source = ctx.get_parameter_source(self.name) if ctx is not None and self.name is not None else None
@@ -199,6 +212,8 @@ def _shown_default(option: Option, default: Any) -> str:
         text = format_duration(default)
     elif option.kind == "size":
         text = format_size(default)
+    elif option.kind == "list":
+        text = ", ".join(default)
     else:
         text = str(default)
     return f"{text}, {option.off}" if option.off and not default else text
@@ -221,7 +236,10 @@ def _settings_options(settings: type) -> list[click.Parameter]:
         if not required and item.default is not None:
             text += f"  [default: {_shown_default(option, item.default)}]"
         metavar = option.metavar or METAVARS[option.kind]
-        options.append(_option(item.name, option.section, text, type=Value(option), metavar=metavar, required=required))
+        repeated = {"multiple": True} if option.kind == "list" else {}
+        options.append(
+            _option(item.name, option.section, text, type=Value(option), metavar=metavar, required=required, **repeated)
+        )
     return options
 
 
@@ -295,7 +313,11 @@ def _file_value(ctx: click.Context, where: str, option: click.Parameter, value: 
         raise click.UsageError(f"{where}: it must be true or false", ctx)
     if isinstance(option.type, (click.Path, click.Choice)) and not isinstance(value, str):
         raise click.UsageError(f"{where}: it must be a string", ctx)
+    if option.multiple and not isinstance(value, list):
+        raise click.UsageError(f"{where}: it must be an array", ctx)
     try:
+        if option.multiple:
+            return [option.type.convert(member, option, ctx) for member in cast(list[object], value)]
         return option.type.convert(value, option, ctx)
     except click.BadParameter as error:
         raise click.UsageError(f"{where}: {error.message}", ctx) from None

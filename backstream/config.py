@@ -49,7 +49,7 @@ class Option(NamedTuple):
     """How one setting looks on the command line, and which values it takes."""
 
     kind: str
-    """duration, size, count, address, switch or text"""
+    """duration, size, count, address, switch, text or list (of texts: a repeated flag)"""
     help: str
     section: str
     """The heading under which `--help` lists it."""
@@ -183,6 +183,9 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}", re.ASCII)
+_NEVER_UPGRADED: Final = frozenset({"h2c", "h2", "http", "tls"})
+
 _HOST: Final = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 
 
@@ -298,6 +301,9 @@ def check_value(name: str, option: Option, value: object) -> None:
     if kind == "switch":
         if not isinstance(value, bool):
             raise ConfigurationError(f"{name} must be true or false, not {value!r}")
+    elif kind == "list":
+        if not isinstance(value, (tuple, list)) or not all(isinstance(each, str) for each in value):
+            raise ConfigurationError(f"{name} must be strings in a tuple, not {value!r}")
     elif kind in ("text", "address"):
         if not isinstance(value, str):
             raise ConfigurationError(f"{name} must be a string, not {value!r}")
@@ -458,6 +464,19 @@ class ProxySettings:
         metadata=_option("switch", LISTEN, "Let several processes listen on the port (SO_REUSEPORT)."),
     )
     """For a restart without a supervisor that keeps the socket: the new process starts before the old one ends."""
+
+    upgrade: tuple[str, ...] = field(
+        default=("websocket",),
+        metadata=_option(
+            "list",
+            LISTEN,
+            "A protocol that clients may switch to by an Upgrade; may be repeated.",
+            metavar="NAME",
+        ),
+    )
+    """Names of protocols (RFC 9110 §7.8), compared without case; none: no Upgrade is taken. An Upgrade to anything
+    else is ignored and the request served as HTTP/1.1. h2c, HTTP and TLS are never taken: they would carry requests
+    past the proxy's rules."""
 
     request_timeout: float = field(
         default=3.0,
@@ -647,6 +666,9 @@ class ProxySettings:
     def __post_init__(self) -> None:
         _check(self)
         _check_session(self.session)
+        for name in self.upgrade:
+            if not _TOKEN.fullmatch(name) or name.lower() in _NEVER_UPGRADED:
+                raise ConfigurationError(f"upgrade must name protocols such as websocket, never {_shown(name)}")
         path = self.agent_path
         if not path.startswith("/") or not _is_token_text(path) or any(char in path for char in " ?#"):
             raise ConfigurationError(f"agent_path must be a path like /ws, not {_shown(path)}")
@@ -742,6 +764,34 @@ class AgentSettings:
         metadata=_option("duration", TIMES, "Longest pause between bytes of a body.", above_zero=True),
     )
     """Seconds, towards the upstream; the proxy's setting of that name watches the clients."""
+
+    websocket_ping_interval: float = field(
+        default=20.0,
+        metadata=_option(
+            "duration", TIMES, "How long an application's WebSocket may be silent before it is pinged.", off="no pings"
+        ),
+    )
+    """Seconds, 0 for no pings. Below the 30 to 60 s after which NAT entries and load balancers forget a connection."""
+
+    websocket_ping_timeout: float = field(
+        default=20.0,
+        metadata=_option(
+            "duration",
+            TIMES,
+            "How long the client of an application's WebSocket may take to answer a ping or a close.",
+            above_zero=True,
+        ),
+    )
+    """Seconds without any sign of life: a byte from the client, or one that it took."""
+
+    websocket_max_message: int = field(
+        default=16 * MiB,
+        metadata=_option(
+            "size", LIMITS, "Largest message on an application's WebSocket; beyond it close code 1009.", least=1
+        ),
+    )
+    """Bytes, over all of a message's fragments: it is handed to the application whole. Upstreams have limits of their
+    own."""
 
     max_response_head: int = field(
         default=128 * KiB,

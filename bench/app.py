@@ -23,6 +23,9 @@ def _length(count: int) -> tuple[bytes, bytes]:
 
 async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
     """The application; needs no lifespan, and says so by raising as the specification allows."""
+    if scope["type"] == "websocket":
+        await _echo(receive, send)
+        return
     if scope["type"] != "http":
         raise RuntimeError(f"scope type {scope['type']} is not supported")
     path: str = scope["path"]
@@ -44,6 +47,13 @@ async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> 
     else:
         await send({"type": "http.response.start", "status": 404, "headers": [_length(0)]})
         await send({"type": "http.response.body", "body": b""})
+
+
+async def _echo(receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({**message, "type": "websocket.send"})
 
 
 async def _send_bytes(count: int, send: Send) -> None:

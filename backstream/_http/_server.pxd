@@ -31,6 +31,7 @@ cdef class ServerContext:
         double min_head_rate            # bytes per second, 0 for no minimum
         double min_body_rate
         bytes agent_path
+        dict upgrades                   # protocols that may be switched to: name in lower case -> name
         Buffer scratch                  # where a request's head is encoded
         # policy
         object on_agent                 # called with the connection's Handshake and what it takes to accept it
@@ -101,7 +102,8 @@ cdef class ServerConnection(_ProtocolBase):
     cdef int input(self, char* data, Py_ssize_t size) except -1
     cdef int _parse(self, char* data, Py_ssize_t size) except -1
     cdef bint _request_head(self, char** data, Py_ssize_t* size) except -1
-    cdef int _forward(self, RequestHead* head, bytes client_id, double timeout) except -1
+    cdef int _forward(self, RequestHead* head, bytes client_id, double timeout, bytes upgrade) except -1
+    cdef bytes _offered(self, dict protocols)
     cdef int _request_end(self) except -1
     cdef int _response_done(self) except -1
     cdef int _leave_client(self) except -1
@@ -111,6 +113,7 @@ cdef class ServerConnection(_ProtocolBase):
     cdef int _update_reading(self) except -1
     cdef int _refuse(self, int status, str cause, str detail) except -1
     cdef int _close_when_sent(self) except -1
+    cdef int _raw_ended(self) except -1
     cdef int _write_status(self, int status, Slice reason) except -1
     cdef int _write_length(self, uint64_t length) except -1
     cdef bint _is_agent_path(self, Slice target) except -1

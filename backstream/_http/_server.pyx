@@ -26,7 +26,8 @@ from backstream._exchange cimport Exchange, Responder
 from backstream._http._clients cimport ClientTable
 from backstream._http._message cimport (
     BODY, END, FIELD_CLIENT_ID, FIELD_DATE, FIELD_EXPECT, FIELD_HOST, FIELD_OTHER, FIELD_REQUEST_TIMEOUT, FIELD_TE,
-    FIELD_TRAILER, FIELD_VIA, HEAD, NEED_DATA, READ_FINISHED, READ_HEAD, Event, RequestReader, next_token,
+    FIELD_TRAILER, FIELD_UPGRADE, FIELD_VIA, HEAD, NEED_DATA, READ_FINISHED, READ_HEAD, Event, RequestReader,
+    next_token,
 )
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, loop_state, monotonic
@@ -44,6 +45,8 @@ cdef enum:
 
 cdef double LINGER_SECONDS = 5.0
 cdef double RATE_GRACE_SECONDS = 5.0    # before a minimum rate counts
+
+cdef dict WEBSOCKET = {b"websocket": b"websocket"}
 
 logger = logging.getLogger("backstream.proxy")
 
@@ -80,6 +83,7 @@ cdef class ServerContext:
         self.min_head_rate = settings.min_head_rate
         self.min_body_rate = settings.min_body_rate
         self.agent_path = settings.agent_path.encode()
+        self.upgrades = {name.lower().encode(): name.encode() for name in settings.upgrade}
         self.scratch = Buffer()
         self.on_agent = on_agent
         self.access_log = access_log
@@ -190,8 +194,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
     def eof_received(self):
         if self.framing == FRAMED_RAW and self.exchange is not None:
             self.exchange.end(NULL)
-            if self.exchange.stream is None or self.exchange.stream.remote_ended():
-                self._close_when_sent()
+            if self.exchange.finished:
+                self._raw_ended()
             return True
         self._gone("the client closed its connection")
         # What was answered before goes out within the idle limit; what is held behind it is nobody's any more.
@@ -247,8 +251,14 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
 
     cdef int _abort(self) except -1:
         self._gone("the proxy dropped the connection")
-        if self.transport is not None:
-            self.transport.abort()
+        if self.transport is None:
+            return 0
+        if self.framing == FRAMED_CLOSE or self.framing == FRAMED_RAW:
+            # Where the end of the connection is the end of the body, only a reset tells the client of a cut.
+            sock = self.transport.get_extra_info("socket")
+            if sock is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        self.transport.abort()
         return 0
 
     def drain(self):
@@ -263,8 +273,9 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
 
     # --- LoopMember ---
 
-    cdef int on_peer_gone(self) except -1:
-        if self.framing != FRAMED_RAW:
+    cdef int on_peer_gone(self, bint broken) except -1:
+        # An upgraded client that has only ended its direction is heard to the end.
+        if broken or self.framing != FRAMED_RAW:
             self._abort()
         return 0
 
@@ -459,6 +470,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef RequestHead head
         cdef Field* field
         cdef Slice client_id, timeout_text, host, rest, token
+        cdef bytes upgrade = None
+        cdef bint offers_websocket = False
         cdef Py_ssize_t i, count = 0
         cdef int hosts = 0, ids = 0, timeouts = 0, expects = 0
         cdef bint takes_trailers = False
@@ -480,6 +493,10 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self.keep_alive = False
             self._refuse(405, "http_request_denied", "CONNECT is not served here")
             return False
+        if reader.upgrade:
+            offers_websocket = context.serves_agents and self._offered(WEBSOCKET) is not None
+            if reader.minor == 1 and not self.request_open:
+                upgrade = self._offered(context.upgrades)
         client_id.size = 0
         host.ptr = NULL
         host.size = 0
@@ -527,8 +544,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return False
         if not self._target(&head):
             return False
-        if (context.serves_agents and reader.upgrade and equals(reader.method, b"GET", 3)
-                and self._is_agent_path(head.target) and equals_lower(reader.upgrade_value, b"websocket", 9)):
+        if offers_websocket and equals(reader.method, b"GET", 3) and self._is_agent_path(head.target):
             self._agent_handshake(bytes_of(client_id) if ids else None, ids, data[0][:size[0]])
             return False
         if not context.serves_clients:
@@ -566,17 +582,33 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         head.peer = slice_of(self.peer)
         head.upgrade.size = head.client_id.size = head.prefix.size = 0
         head.client_id = client_id
-        if reader.upgrade and reader.body == BODY_NONE and equals_lower(reader.upgrade_value, b"websocket", 9):
-            head.upgrade = slice_of(b"websocket")
         head.http_major = 1
         head.http_minor = reader.minor
         head.body = reader.body
         head.length = <uint64_t>reader.length if reader.body == BODY_SIZED else 0
+        if upgrade is not None:
+            head.upgrade = slice_of(upgrade)
+            head.body = BODY_NONE
         head.time_budget_ms = <uint64_t>(timeout * 1000 + 0.999)
         head.fields = reader.fields.items
         head.field_count = reader.fields.count
-        self._forward(&head, bytes_of(client_id), timeout)
+        self._forward(&head, bytes_of(client_id), timeout, upgrade)
         return not self.closing
+
+    cdef bytes _offered(self, dict protocols):
+        """The first member of Upgrade that is a key of `protocols` (in lower case): its value there, or None."""
+        cdef RequestReader reader = self.reader
+        cdef Slice rest, token
+        cdef Py_ssize_t i
+        cdef object found
+        for i in range(reader.fields.count):
+            if reader.fields.items[i].kind == FIELD_UPGRADE:
+                rest = reader.fields.items[i].value
+                while next_token(&rest, &token):
+                    found = protocols.get(bytes_of(token).lower())
+                    if found is not None:
+                        return found
+        return None
 
     def _add_te(self, FieldArray fields):
         cdef Field te
@@ -585,7 +617,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         te.kind = FIELD_TE
         fields.add(te)
 
-    cdef int _forward(self, RequestHead* head, bytes client_id, double timeout) except -1:
+    cdef int _forward(self, RequestHead* head, bytes client_id, double timeout, bytes upgrade) except -1:
         cdef ServerContext context = self.context
         cdef Exchange exchange = Exchange.__new__(Exchange)
         exchange.responder = self
@@ -596,7 +628,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         exchange.is_head = self.is_head
         exchange.is_idempotent = bytes_of(head.method) in IDEMPOTENT
         exchange.has_body = self.request_open
-        exchange.offers_upgrade = head.upgrade.size > 0
+        exchange.offers_upgrade = upgrade is not None
+        exchange.upgrade = upgrade
         exchange.length = <int64_t>head.length if head.body == BODY_SIZED else -1
         exchange.head_timeout = timeout
         exchange.idle_timeout = context.idle_timeout
@@ -741,12 +774,16 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         if status == 101:
             self.framing = FRAMED_RAW
             self.writer.text(b"connection: upgrade\r\nupgrade: " + bytes_of(head.upgrade) + b"\r\n\r\n")
-            self.loop.clear_deadline(self)
             self.loop.schedule_flush(self)
-            if self.held.size:      # sent without waiting for the 101
+            if self.held.size:
+                # What the client sent ahead of the answer is the new protocol's already.
                 self.exchange.body(self.held.data[:self.held.size])
                 self.held.release()
+            self.reader.close()
             return self._update_reading()
+        if status == 426 and self.context.upgrades:
+            # RFC 9110 §15.5.22: it names what can be switched to, and the field is of this hop.
+            self.writer.text(b"connection: upgrade\r\nupgrade: " + b", ".join(self.context.upgrades.values()) + b"\r\n")
         if not dated:
             # RFC 9110 §6.6.1: who passes a response on without a Date adds one.
             self.writer.text(b"date: ")
@@ -796,9 +833,9 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         if self.closing:
             return 0
         if self.framing == FRAMED_RAW:
+            if self.exchange.finished:
+                return self._raw_ended()
             self.half_closing = True
-            if self.exchange is not None and self.exchange.stream.is_closed():
-                return self._close_when_sent()
             return self.loop.schedule_flush(self)
         if self.framing == FRAMED_CHUNKED:
             self.writer.text(b"0\r\n\r\n")
@@ -821,6 +858,13 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self._update_reading()
         return 0
 
+    cdef int _raw_ended(self) except -1:
+        """Both directions of an upgraded stream have ended."""
+        self._log()
+        self.exchange = None
+        self.writer.forget_body()
+        return self._close_when_sent()
+
     cdef int _close_when_sent(self) except -1:
         self.closing = True
         self.unsent = 0
@@ -835,16 +879,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         # What came of it goes out; the missing end says that it is not all.
         if self.framing == FRAMED_CLOSE or self.framing == FRAMED_RAW:
             self.flush()
-            self._reset_connection()
-            return 0
+            return self._abort()
         return self._close_when_sent()
-
-    def _reset_connection(self):
-        """Where the end of the connection is the end of the body, only a reset tells the client of a cut."""
-        cdef object sock = self.transport.get_extra_info("socket") if self.transport is not None else None
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-        self._abort()
 
     cdef int send_error(self, int status, str cause, str detail, str leg) except -1:
         cdef str who = ""

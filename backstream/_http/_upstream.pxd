@@ -1,7 +1,7 @@
 from libc.stdint cimport int64_t, uint32_t
 
 from backstream._buffer cimport Buffer
-from backstream._codec cimport BodyKind, RequestHead
+from backstream._codec cimport BodyKind, RequestHead, ResponseHead
 from backstream._http._message cimport Limits, ResponseReader
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport LoopMember
@@ -33,6 +33,7 @@ cdef class UpstreamService(Service):
     cdef int assign(self, UpstreamRequest request, bint fresh) except -1
     cdef int give_back(self, UpstreamConnection connection) except -1
     cdef int gone(self, UpstreamConnection connection) except -1
+    cdef int leave_pool(self, UpstreamConnection connection) except -1
     cdef int _serve_waiting(self) except -1
 
 
@@ -46,12 +47,12 @@ cdef class UpstreamRequest(StreamHandler):
         BodyKind body
         bint is_head
         bint is_idempotent
-        bint wants_upgrade
+        bytes upgrade                   # the protocol that the client offers to switch to, or None
         bint request_ended
         bint body_begun                 # bytes of the body came
         bint retried
         bint over
-        Buffer early                    # body bytes that came before there was a connection
+        Buffer early                    # body bytes that came before there was a connection, or before the upgrade
         bytes early_trailers
 
     cdef int connected(self, UpstreamConnection connection) except -1
@@ -77,13 +78,17 @@ cdef class UpstreamConnection(_ProtocolBase):
         bint raw                        # upgraded
         bint reading
         bint closed
-        bint half_closing
+        bint half_closing               # the client's direction of an upgraded stream has ended
+        bint upstream_ended             # the upstream's has
         double active_at
 
     cdef int begin(self, UpstreamRequest request) except -1
     cdef int input(self, char* data, Py_ssize_t size) except -1
     cdef int _response_head(self) except -1
     cdef int _response_end(self) except -1
+    cdef int _switch(self, ResponseHead* head) except -1
+    cdef int _raw_half_ended(self) except -1
+    cdef int _finish_raw(self) except -1
     cdef int _update_reading(self) except -1
     cdef int _broken(self, uint32_t code, str message) except -1
     cdef int close(self) except -1

@@ -10,6 +10,7 @@ Rules that hold here:
 
 import asyncio
 import logging
+import socket
 
 from libc.stdint cimport int64_t, uint32_t
 
@@ -98,7 +99,8 @@ cdef class UpstreamService(Service):
         request.request_ended = end
         request.is_head = stream.answers_head
         request.is_idempotent = bytes_of(head.method) in IDEMPOTENT
-        request.wants_upgrade = head.upgrade.size > 0
+        if head.upgrade.size:
+            request.upgrade = bytes_of(head.upgrade)
         writer = SocketWriter()
         append(writer.out, head.method.ptr, head.method.size)
         writer.text(b" ")
@@ -115,8 +117,8 @@ cdef class UpstreamService(Service):
             writer.text(b"\r\n\r\n")
         elif head.body == BODY_CHUNKED:
             writer.text(b"transfer-encoding: chunked\r\n\r\n")
-        elif request.wants_upgrade:
-            writer.text(b"connection: upgrade\r\nupgrade: " + bytes_of(head.upgrade) + b"\r\n\r\n")
+        elif request.upgrade is not None:
+            writer.text(b"connection: upgrade\r\nupgrade: " + request.upgrade + b"\r\n\r\n")
         else:
             writer.text(b"\r\n")
         request.head = writer.out
@@ -190,10 +192,16 @@ cdef class UpstreamService(Service):
         """A connection is closed."""
         if connection in self.all_connections:
             self.all_connections.discard(connection)
-            self.connections -= 1
+            if not connection.raw:
+                self.connections -= 1
             self.idle.pop(connection, None)
             self._serve_waiting()
         return 0
+
+    cdef int leave_pool(self, UpstreamConnection connection) except -1:
+        """A connection is upgraded: it lives as long as its stream, and only max_streams bounds how many there are."""
+        self.connections -= 1
+        return self._serve_waiting()
 
     cdef int _serve_waiting(self) except -1:
         cdef UpstreamRequest request
@@ -211,11 +219,12 @@ cdef class UpstreamRequest(StreamHandler):
         """There is a connection: sends what came so far."""
         self.connection = connection
         append(connection.writer.out, self.head.data, self.head.size)
-        if self.early is not None:
-            self._write_body(self.early.data, self.early.size)
-            self.early = None
-        if self.request_ended and not self.wants_upgrade:
-            self._write_end()
+        if self.upgrade is None:
+            if self.early is not None:
+                self._write_body(self.early.data, self.early.size)
+                self.early = None
+            if self.request_ended:
+                self._write_end()
         connection.loop.schedule_flush(connection)
         return 0
 
@@ -247,7 +256,8 @@ cdef class UpstreamRequest(StreamHandler):
         if self.over:
             stream.consume(size)
             return 0
-        if self.connection is None:
+        if self.connection is None or self.upgrade is not None and not self.connection.raw:
+            # What is meant for the new protocol would be another request to an upstream that stays with HTTP.
             if self.early is None:
                 self.early = Buffer()
             return append(self.early, data, size)
@@ -267,7 +277,8 @@ cdef class UpstreamRequest(StreamHandler):
         if self.connection is not None:
             if self.connection.raw:
                 self.connection.half_closing = True
-            elif not self.wants_upgrade:
+                self.connection._raw_half_ended()
+            elif self.upgrade is None:
                 self._write_end()
             self.connection.loop.schedule_flush(self.connection)
         return 0
@@ -283,6 +294,10 @@ cdef class UpstreamRequest(StreamHandler):
         if connection is not None:
             # An answer is under way that nobody wants: the connection can't be used for another.
             connection.request = None
+            if connection.raw:
+                # Of an upgraded stream, only a reset tells the upstream that it is cut.
+                sock = connection.transport.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
             connection.close()
         return 0
 
@@ -330,9 +345,9 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self.close()
             return False
         if self.raw:
+            self.upstream_ended = True
             request.stream.end()
-            if request.stream.remote_ended() or request.request_ended:
-                self._finish_raw()
+            self._raw_half_ended()
             return True
         if self.reader.state == READ_TO_CLOSE:
             self.reader.at_end_of_file()
@@ -357,9 +372,7 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.loop.clear_deadline(self)
         self.loop.forget_unread(self.writer.fd)
         if self.request is not None:
-            if self.raw and exc is None:
-                self._finish_raw()
-            elif not self._send_again():
+            if not self._send_again():
                 self._broken(UPSTREAM_RESET, "the upstream reset the connection")
         self.service.gone(self)
         self.reader.close()
@@ -388,14 +401,10 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         left = self.active_at + self.service.idle_timeout - monotonic()
         if left > 0:
             return self.loop.set_deadline(self, left)
-        if self.raw or not self.reading:
-            # Pings keep an upgraded stream; and where this side pauses the reading, the proxy judges its client.
+        if not self.reading:
+            # This side pauses the reading: it is the proxy that judges its client.
             return self.loop.set_deadline(self, self.service.idle_timeout)
         return self._broken(TIMEOUT, f"the upstream was silent for {self.service.idle_timeout:g} s")
-
-    cdef int on_peer_gone(self) except -1:
-        # The upstream has closed; what it sent before is still to be read, unless the client never takes it.
-        return 0
 
     cdef int flush(self) except -1:
         cdef int64_t taken
@@ -418,6 +427,8 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self.request.stream.consume(taken)
         if self.half_closing and self.writer.empty():
             self.half_closing = False
+            if self.upstream_ended:
+                return self._finish_raw()
             self.writer.half_close()
         return 0
 
@@ -485,7 +496,6 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef ResponseHead head
         cdef Field* field
         cdef Py_ssize_t i, count = 0
-        cdef bytes upgrade
         for i in range(reader.fields.count):
             field = &reader.fields.items[i]
             if field.kind not in (FIELD_OTHER, FIELD_DATE, FIELD_TRAILER, FIELD_VIA, FIELD_EXPECT):
@@ -502,17 +512,7 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         head.field_count = count
         head.length = 0
         if reader.status == 101:
-            if not request.wants_upgrade or not reader.upgrade:
-                raise MessageError(502, "101 to a request that offered no upgrade")
-            upgrade = b"websocket"
-            head.upgrade = slice_of(upgrade)
-            head.body = BODY_NONE
-            self.raw = True
-            request.stream.respond(&head, False)
-            if request.request_ended:
-                self.half_closing = True
-                self.loop.schedule_flush(self)
-            return 0
+            return self._switch(&head)
         if reader.status < 200:
             head.body = BODY_NONE
             if request.stream.interim_count == MAX_INTERIM:
@@ -527,12 +527,43 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
             head.length = reader.length
         return request.stream.respond(&head, reader.state == READ_FINISHED)
 
+    cdef int _switch(self, ResponseHead* head) except -1:
+        """101: the connection is raw bytes from here on, both ways."""
+        cdef UpstreamRequest request = self.request
+        if request.upgrade is None:
+            raise MessageError(502, "101 to a request that offered no upgrade")
+        if not self.reader.upgrade or bytes_of(self.reader.upgrade_value).lower() != request.upgrade.lower():
+            raise MessageError(502, "101 to another protocol than was offered")
+        head.upgrade = slice_of(request.upgrade)
+        head.body = BODY_NONE
+        self.raw = True
+        self.service.leave_pool(self)
+        # An idle one is ended by its own peers: protocols that switch have pings of their own.
+        self.loop.clear_deadline(self)
+        request.stream.respond(head, False)
+        if request.early is not None:
+            request._write_body(request.early.data, request.early.size)
+            request.early = None
+            self.loop.schedule_flush(self)
+        if request.request_ended:
+            self.half_closing = True
+            self.loop.schedule_flush(self)
+            return self._raw_half_ended()
+        return 0
+
+    cdef int _raw_half_ended(self) except -1:
+        """One direction of an upgraded connection has ended: the other may go on, within the idle limit."""
+        if self.upstream_ended and self.request.request_ended and not self.half_closing and self.writer.empty():
+            return self._finish_raw()
+        self.active_at = monotonic()
+        return self.loop.set_deadline(self, self.service.idle_timeout)
+
     cdef int _response_end(self) except -1:
         """The answer is complete; the connection is reused if its framing was clean on both sides."""
         cdef UpstreamRequest request = self.request
         cdef Trailers trailers
         cdef Py_ssize_t i
-        cdef bint reusable = (self.reader.keep_alive and request.request_ended and not request.wants_upgrade
+        cdef bint reusable = (self.reader.keep_alive and request.request_ended and request.upgrade is None
                               and self.writer.empty() and not self.spoilt)
         self.request = None
         request.over = True
@@ -557,14 +588,13 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self.transport.resume_reading()
         return self.service.give_back(self)
 
-    def _finish_raw(self):
-        """Both directions of an upgraded connection have ended."""
+    cdef int _finish_raw(self) except -1:
+        """Both directions of an upgraded connection have ended, and the kernel has all that was written."""
         cdef UpstreamRequest request = self.request
         self.request = None
         request.over = True
         request.connection = None
-        request.stream.end()
-        self.close()
+        return self.close()
 
     cdef int _update_reading(self) except -1:
         cdef bint wanted

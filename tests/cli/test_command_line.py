@@ -223,3 +223,25 @@ def test_a_file_that_is_not_text_is_a_mistake_too(tmp_path: Path, run: Run) -> N
 
 def test_a_variable_that_is_empty_counts_as_not_set(parse: Parse) -> None:
     assert parse("proxy", BACKSTREAM_LISTEN="", BACKSTREAM_MAX_AGENTS="") == ProxySettings()
+
+
+def test_a_list_is_a_repeated_flag_a_variable_with_commas_or_an_array(parse: Parse, tmp_path: Path) -> None:
+    config = write(tmp_path / "settings.toml", '[proxy]\nupgrade = ["of-file", "too"]\n')
+    empty = write(tmp_path / "empty.toml", "[proxy]\nupgrade = []\n")
+    assert parse("proxy").upgrade == ("websocket",)
+    assert parse("proxy", "--upgrade", "a", "--upgrade", "b").upgrade == ("a", "b")
+    assert parse("proxy", "--config", config).upgrade == ("of-file", "too")
+    assert parse("proxy", "--config", empty).upgrade == ()
+    assert parse("proxy", "--config", config, BACKSTREAM_UPGRADE="websocket, other").upgrade == ("websocket", "other")
+    assert parse("proxy", "--config", config, "--upgrade", "a").upgrade == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [('"websocket"', "it must be an array"), ("[1]", "it must be strings"), ('["h2c"]', "never 'h2c'")],
+)
+def test_a_list_in_the_file_that_is_none_is_refused(run: Run, tmp_path: Path, value: str, words: str) -> None:
+    result = run("proxy", "--config", write(tmp_path / "settings.toml", f"[proxy]\nupgrade = {value}\n"))
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -20,6 +20,8 @@ class Probe:
     """The test allows `/stream` its next line."""
     left: asyncio.Event = field(default_factory=asyncio.Event)
     """The application saw its client go."""
+    close_code: int | None = None
+    """With which its WebSocket was closed by the client."""
 
     async def step(self) -> None:
         """Waits until the test allows one more."""

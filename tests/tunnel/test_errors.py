@@ -296,3 +296,18 @@ async def test_failed_requests_leave_nothing_behind() -> None:
             await pair.get(lines=["x-backstream-request-timeout: soon"])
         await until(lambda: pair.proxy.connection_count == 0)
         await leaks.none()
+
+
+async def test_a_client_that_leaves_with_requests_ahead_of_their_turn_is_forgotten() -> None:
+    @http_only
+    async def app(scope, receive, send):
+        await receive()
+        assert (await receive())["type"] == "http.disconnect"
+
+    async with tunnel(app) as pair:
+        async with await pair.open() as wire:
+            await wire.send(request("/first") + request("/second") * 20)
+            await until(lambda: pair.counts()["streams"])
+            wire.half_close()
+            assert await wire.rest() == (b"", "fin")
+        assert pair.agents[0].requests == 1

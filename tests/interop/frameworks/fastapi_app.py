@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI, Header, Request, Response, WebSocket, WebSocketDisconnect, WebSocketException
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from tests.interop.probe import Probe
@@ -75,5 +75,37 @@ def build(probe: Probe) -> Any:
         except ClientDisconnect:
             probe.left.set()
             raise
+
+    @app.websocket("/socket/{name}")
+    async def socket(websocket: WebSocket, name: str) -> None:
+        await websocket.accept("chat", [(b"x-name", name.encode())])
+        try:
+            while True:
+                message = await websocket.receive()
+                if message.get("text") == "bye":
+                    await websocket.close(4001, "see you")
+                    return
+                if message["type"] == "websocket.disconnect":
+                    raise WebSocketDisconnect(message["code"])
+                if message.get("text") is not None:
+                    await websocket.send_text(message["text"])
+                else:
+                    await websocket.send_bytes(message["bytes"])
+        except WebSocketDisconnect as gone:
+            probe.close_code = gone.code
+            probe.left.set()
+
+    @app.websocket("/refused-socket")
+    async def refused_socket(websocket: WebSocket) -> None:
+        raise WebSocketException(1008, "refused")
+
+    @app.websocket("/denied-socket")
+    async def denied_socket(websocket: WebSocket) -> None:
+        await websocket.send_denial_response(JSONResponse({"why": "denied"}, status_code=402))
+
+    @app.websocket("/failing-socket")
+    async def failing_socket(websocket: WebSocket) -> None:
+        await websocket.accept()
+        raise ValueError("on purpose")
 
     return app

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from litestar import Litestar, Request, Response, get, post
-from litestar.exceptions import HTTPException
+from litestar import Litestar, Request, Response, WebSocket, get, post, websocket
+from litestar.exceptions import HTTPException, PermissionDeniedException
 from litestar.response import Stream
 
 from tests.interop.probe import Probe
@@ -76,5 +76,31 @@ def build(probe: Probe) -> Any:
             probe.left.set()
             raise
 
-    handlers = [json, stream, upload, endless, wait, broken_upload]
+    @websocket("/socket/{name:str}")
+    async def socket(socket: WebSocket) -> None:
+        await socket.accept("chat", {"x-name": socket.path_params["name"]})
+        while True:
+            message = await socket.receive()
+            if message["type"] == "websocket.disconnect":
+                probe.close_code = message["code"]
+                probe.left.set()
+                return
+            if message.get("text") == "bye":
+                await socket.close(4001, "see you")
+                return
+            if message.get("text") is not None:
+                await socket.send_data(message["text"], "text")
+            else:
+                await socket.send_data(message["bytes"], "binary")
+
+    @websocket("/refused-socket")
+    async def refused_socket(socket: WebSocket) -> None:
+        raise PermissionDeniedException
+
+    @websocket("/failing-socket")
+    async def failing_socket(socket: WebSocket) -> None:
+        await socket.accept()
+        raise ValueError("on purpose")
+
+    handlers = [json, stream, upload, endless, wait, broken_upload, socket, refused_socket, failing_socket]
     return Litestar(handlers, lifespan=[lifespan], request_max_body_size=None)

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from quart import Quart, Response, request
+from quart import Quart, Response, request, websocket
 
 from tests.interop.probe import Probe
 
@@ -76,5 +76,30 @@ def build(probe: Probe) -> Any:
             probe.left.set()
             raise
         return ""
+
+    @app.websocket("/socket/<name>")
+    async def socket(name: str) -> None:
+        await websocket.accept(headers={"x-name": name}, subprotocol="chat")
+        try:
+            while (message := await websocket.receive()) != "bye":
+                await websocket.send(message)
+        except asyncio.CancelledError:
+            # Quart keeps the code to itself.
+            probe.left.set()
+            raise
+        await websocket.close(4001, "see you")
+
+    @app.websocket("/refused-socket")
+    async def refused_socket() -> None:
+        await websocket.close(1008)
+
+    @app.websocket("/denied-socket")
+    async def denied_socket() -> tuple[dict[str, str], int]:
+        return {"why": "denied"}, 402
+
+    @app.websocket("/failing-socket")
+    async def failing_socket() -> None:
+        await websocket.accept()
+        raise ValueError("on purpose")
 
     return app

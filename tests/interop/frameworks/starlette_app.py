@@ -11,7 +11,8 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from tests.interop.probe import Probe
 
@@ -70,6 +71,32 @@ def build(probe: Probe) -> Any:
             raise
         return JSONResponse(None)
 
+    async def socket(websocket: WebSocket) -> None:
+        await websocket.accept("chat", [(b"x-name", websocket.path_params["name"].encode())])
+        while True:
+            message = await websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                probe.close_code = message["code"]
+                probe.left.set()
+                return
+            if message.get("text") == "bye":
+                await websocket.close(4001, "see you")
+                return
+            if message.get("text") is not None:
+                await websocket.send_text(message["text"])
+            else:
+                await websocket.send_bytes(message["bytes"])
+
+    async def refused_socket(websocket: WebSocket) -> None:
+        await websocket.close()
+
+    async def denied_socket(websocket: WebSocket) -> None:
+        await websocket.send_denial_response(JSONResponse({"why": "denied"}, status_code=402))
+
+    async def failing_socket(websocket: WebSocket) -> None:
+        await websocket.accept()
+        raise ValueError("on purpose")
+
     return Starlette(
         lifespan=lifespan,
         routes=[
@@ -79,5 +106,9 @@ def build(probe: Probe) -> Any:
             Route("/endless", endless),
             Route("/wait", wait),
             Route("/broken-upload", broken_upload, methods=["POST"]),
+            WebSocketRoute("/socket/{name}", socket),
+            WebSocketRoute("/refused-socket", refused_socket),
+            WebSocketRoute("/denied-socket", denied_socket),
+            WebSocketRoute("/failing-socket", failing_socket),
         ],
     )
