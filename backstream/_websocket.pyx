@@ -100,6 +100,11 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
         self._link._received_at = monotonic()
         self._turn_bytes += nbytes
         self._buffer_updated(nbytes)
+        if (self._link._transport is not None and self._link._transport.is_close_frame_sent
+                and not self._link._closing and not self._link._lost):
+            # picows has said what is wrong, and would go on reading.
+            self._link._transport.disconnect()
+            self._link.lose("the peer broke the WebSocket protocol")
         if self._turn_bytes >= TURN_BYTES and not self._paused and not self._link._lost:
             # libuv reads on as long as there is something, up to 2 MiB: others wait for their turn meanwhile.
             self._paused = True

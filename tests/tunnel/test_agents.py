@@ -128,6 +128,23 @@ async def test_an_agent_that_says_no_hello_is_closed_after_the_hellos_limit() ->
         await until(lambda: len(pair.proxy.agents) == 0)
 
 
+async def test_an_agent_that_breaks_the_websocket_protocol_is_gone_at_once() -> None:
+    """The limits of a session that is merely silent are far away."""
+    async with tunnel(agents=0) as pair, await pair.open() as wire:
+        assert (await handshake(wire)).status == 101
+        await wire.send(b"\x82\x05hello")  # without a mask
+        await until(lambda: len(pair.proxy.agents) == 0, seconds=2)
+        said, how = await wire.rest(seconds=2)
+        assert b"\x03\xea" in said, said  # 1002
+        assert how == "fin"
+
+
+async def test_an_agents_path_may_have_a_long_query() -> None:
+    async with tunnel(agents=0) as pair, await pair.open() as wire:
+        assert (await handshake(wire, "/ws?" + "a" * 16000)).status == 101
+        assert b"backstream/" in await wire.until(b"backstream/")
+
+
 async def test_agents_beyond_the_caps_get_503() -> None:
     async with tunnel(ok_app, proxy={"max_agents": 2, "max_agents_per_id": 1}) as pair:
         async with await pair.open() as wire:
