@@ -24,6 +24,7 @@ class AgentTable:
     settings: ProxySettings
     budget: WindowBudget
     draining: bool
+    waiting: int
     on_notify: Callable[[AgentLink, str, bytes], None] | None
     def __init__(self, settings: ProxySettings, budget: WindowBudget) -> None: ...
     def __len__(self) -> int: ...

@@ -12,6 +12,8 @@ from backstream._codec cimport (
 )
 from backstream._session cimport Session, SessionOwner, Stream, StreamHandler
 
+cdef bytearray _message = bytearray(MAX_MESSAGE_SIZE)
+
 
 cdef class Handler(StreamHandler):
     """Derive from it and override what is of interest; `StreamHandler` says what may be called when."""
@@ -203,14 +205,13 @@ def receive(Session session, bytes message):
 
 def pull(Session session, Py_ssize_t limit=MAX_MESSAGE_SIZE) -> bytes:
     """The next message of a session, empty when it has nothing to say."""
-    cdef bytearray target
-    cdef Py_ssize_t size
+    cdef bytes message
+    cdef char* target = _message
     if not session.has_output():
         return b""
-    target = bytearray(MAX_MESSAGE_SIZE)
-    size = session.pull(target, limit)
+    message = target[:session.pull(target, limit)]
     session.after_pull()
-    return bytes(target[:size])
+    return message
 
 
 def has_output(Session session) -> bool:

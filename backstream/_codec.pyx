@@ -317,8 +317,9 @@ cdef int _text(Cursor* c, int wire_type, Slice* value) except -1:
 
 cdef int _tag(Cursor* c, uint32_t* number, int* wire_type) except -1:
     cdef uint64_t tag = 0
+    cdef const uint8_t* start = c.at
     _varint(c, &tag)
-    if tag > 0xffffffffu or tag >> 3 == 0:
+    if tag > 0xffffffffu or tag >> 3 == 0 or c.at - start > 5:
         _malformed("a member's number out of range")
     number[0] = <uint32_t>(tag >> 3)
     wire_type[0] = <int>(tag & 7)

@@ -829,9 +829,9 @@ cdef class Session:
                 self._drop(stream, REFUSED if unsent else SESSION_LOST, message)
         self._control.release()
         self._grants.clear()
-        self._roomy.clear()
         self._transport_waiters.clear()
         self._ring_head = self._ring_tail = None
+        self.after_pull()       # who waits for the RESET behind its answer hears of it still
 
     def notify(self, str content_type, bytes data):
         """Sends a one-way event. Raises StreamError (TOO_LARGE) when it exceeds the peer's largest frame."""
@@ -1079,7 +1079,10 @@ cdef class Session:
                 handler = stream.handler
                 stream.handler = None
                 if handler is not None:
-                    handler.on_reset(stream, NO_ERROR, "the answer is complete")
+                    try:
+                        handler.on_reset(stream, NO_ERROR, "the answer is complete")
+                    except Exception as error:
+                        self.owner.on_handler_error(stream, error)
             elif stream._check_room():
                 self._tell_writable(stream)
         return 0

@@ -298,6 +298,12 @@ cdef class MessageReader:
             size[0] -= 2
         if size[0] == 0:
             return NEED_DATA
+        if before == 1 and self.partial.data[0] == c'\r' and data[0][0] == c'\n':
+            # Such a line, cut in two.
+            self.partial.size = 0
+            data[0] += 1
+            size[0] -= 1
+            return self._read_head(data, size)
         if before == 0:
             end = <char*>memmem(data[0], size[0], b"\r\n\r\n", 4)
             if end != NULL:

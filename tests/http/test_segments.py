@@ -161,3 +161,14 @@ async def test_an_answer_cut_at_each_byte_never_looks_whole_to_the_client(kind: 
                     assert b"hello".startswith(answer.body)
 
         await at_each(sent, one)
+
+
+async def test_empty_lines_before_a_request_are_ignored_wherever_they_are_cut() -> None:
+    requests: list[Message] = []
+    async with Upstream(echo(requests)) as upstream, tunnel(upstream=upstream.url) as pair, await pair.open() as wire:
+        for _ in range(2):
+            for piece in (b"\r", b"\n\r", b"\n", b"\r", b"\n" + BEHIND):
+                await wire.send(piece)
+                await turns()
+            assert (await wire.answer()).body == b"/behind "
+    assert len(requests) == 2

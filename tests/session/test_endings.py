@@ -241,6 +241,16 @@ def test_a_side_that_has_the_responses_end_drops_the_rest_of_the_request_and_fre
     assert end.said() == []
 
 
+def test_who_waits_for_the_reset_behind_its_answer_hears_of_it_also_when_the_session_is_lost_before() -> None:
+    end = wire.agent()
+    accepted = serve(end, head=POST)
+    _callbacks.respond(accepted.stream, EMPTY, True)
+    assert accepted.handler.resets == []
+    end.session.lost()
+    assert accepted.handler.resets == [ErrorCode.NO_ERROR]
+    assert accepted.stream.handler is None
+
+
 def test_no_error_behind_the_end_discards_nothing_that_was_delivered_and_not_yet_consumed() -> None:
     end = wire.proxy()
     handler = end.open(POST, eager=False)
