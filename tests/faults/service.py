@@ -6,6 +6,7 @@ written at once, so that a test can count what reached a service, one that was k
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import Awaitable, Callable
@@ -98,6 +99,11 @@ async def silent(scope, receive, send) -> None:
     await until_gone(receive)
 
 
+async def deaf(scope, receive, send) -> None:
+    """No answer, and nothing of the body is taken."""
+    await asyncio.Event().wait()
+
+
 PATHS: dict[str, Callable[..., Awaitable[None]]] = {
     "": ok,
     "ok": ok,
@@ -106,6 +112,7 @@ PATHS: dict[str, Callable[..., Awaitable[None]]] = {
     "endless": endless,
     "begun": begun,
     "silent": silent,
+    "deaf": deaf,
 }
 
 
