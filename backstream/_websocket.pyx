@@ -378,7 +378,7 @@ cdef class SessionLink(SessionOwner):
         return int(handshake.recv.code) if handshake is not None and handshake.recv is not None else None
 
 
-def accept_websocket(object transport, SessionLink link, bytes path, bytes key, bytes rest):
+def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
     """Makes a connection whose upgrade request was read and judged elsewhere the WebSocket of `link`.
 
     transport: an asyncio transport; key: the client's Sec-WebSocket-Key; rest: what was read behind its request.
@@ -393,6 +393,7 @@ def accept_websocket(object transport, SessionLink link, bytes path, bytes key, 
     link._guard = guard
     transport.set_protocol(guard)
     guard.connection_made(transport)
+    # Not the path that was asked for: picows has a limit of its own, below the proxy's.
     _feed(guard, b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
                  b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key + b"\r\n\r\n")
     if link._transport is None:

@@ -146,7 +146,7 @@ class Proxy:
         if self._closed is None or self._closed.is_set():
             return
         logger.info("draining: %d connections, %d agents", self.connection_count, len(self.agents))
-        self._stop_listening()
+        self._stop_listening(admit=True)
         self.agents.drain()
         for context in self._contexts:
             context.drain()
@@ -161,7 +161,7 @@ class Proxy:
         if self._closed is None or self._closing:
             return
         self._closing = True
-        self._stop_listening()
+        self._stop_listening(admit=False)
         for context in self._contexts:
             context.abort()
         self.agents.close()
@@ -187,11 +187,13 @@ class Proxy:
     ) -> None:
         await self.close()
 
-    def _stop_listening(self) -> None:
-        """Stops accepting; those who wait in a queue that nobody else will look into are let in first."""
+    def _stop_listening(self, *, admit: bool) -> None:
+        """Stops accepting. admit: those who wait in a queue that nobody else will look into are let in first."""
         listeners, self._listeners = self._listeners, []
         for server, context in listeners:
-            queues = [] if self._inherited else [socket.socket(fileno=os.dup(each.fileno())) for each in server.sockets]
+            queues = []
+            if admit and not self._inherited:
+                queues = [socket.socket(fileno=os.dup(each.fileno())) for each in server.sockets]
             server.close()
             for queue in queues:
                 with queue:
@@ -206,9 +208,15 @@ class Proxy:
             except OSError:
                 return
             accepted.setblocking(False)
-            task = loop.create_task(loop.connect_accepted_socket(context.connection, accepted))
+            task = loop.create_task(self._adopt(accepted, context))
             self._adopting.add(task)
             task.add_done_callback(self._adopting.discard)
+
+    async def _adopt(self, accepted: socket.socket, context: ServerContext) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(context.connection, accepted)
+        except OSError:
+            accepted.close()  # gone already
 
     # --- what there is to see ---
 
@@ -236,7 +244,7 @@ class Proxy:
 
     def _on_agent(
         self, connection: ServerConnection, client_id: bytes, fields: tuple[tuple[bytes, bytes], ...]
-    ) -> tuple[int, str] | Callable[[Any, bytes, bytes, bytes], object]:
+    ) -> tuple[int, str] | Callable[[Any, bytes, bytes], object]:
         """What becomes of an agent's handshake: (status, reason), or a function that takes its connection over."""
         reason = self.agents.refusal(client_id)
         if reason is not None:
@@ -257,9 +265,9 @@ class Proxy:
                 )
                 return 403, "the agent is not authorized for this id"
 
-        def take_over(transport: Any, path: bytes, key: bytes, rest: bytes) -> object:
+        def take_over(transport: Any, key: bytes, rest: bytes) -> object:
             link = AgentLink(self.agents, loop_state(), client_id, connection.peer_address)
-            return accept_websocket(transport, link, path, key, rest)
+            return accept_websocket(transport, link, key, rest)
 
         return take_over
 

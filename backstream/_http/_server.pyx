@@ -726,9 +726,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return self._refuse(answer[0], "http_upgrade_failed", answer[1])
         self.writer.send()      # the answers to what came before it
         transport = self.transport
-        path = bytes_of(reader.target)
         self._detach()
-        answer(transport, path, key[0], rest)
+        answer(transport, key[0], rest)
         return None
 
     def _detach(self):
