@@ -182,7 +182,7 @@ cdef class MessageReader:
 
     cdef Event read(self, char** data, Py_ssize_t* size) except *:
         """Takes what it can from `data` and says what came of it; call again until NEED_DATA or END."""
-        cdef Py_ssize_t taken
+        cdef Py_ssize_t taken, i
         if self.state == READ_HEAD:
             return self._read_head(data, size)
         if self.state == READ_FINISHED:
@@ -206,6 +206,9 @@ cdef class MessageReader:
             if self.chunk_state == CHUNKS_DONE and self.partial.size:
                 self.trailer_fields = FieldArray()
                 self._split_fields(self.partial.data, self.partial.data + self.partial.size, self.trailer_fields)
+                for i in range(self.trailer_fields.count):
+                    if self.trailer_fields.items[i].kind == FIELD_CONNECTION:
+                        self.parser_spent = True        # llhttp takes it for the head's, and reads nothing any more
         elif self.message_complete:
             raise MessageError(400, "the framing of the body is ambiguous")
         if self.body_pieces:

@@ -76,6 +76,7 @@ cdef class ServerConnection(_ProtocolBase):
         # state of the response
         bint keep_alive
         bint is_head
+        bint takes_trailers             # the client said TE: trailers
         int minor
         bint head_sent
         ResponseFraming framing

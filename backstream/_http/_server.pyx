@@ -27,6 +27,7 @@ from backstream._http._message cimport (
     BODY, END, FIELD_CLIENT_ID, FIELD_DATE, FIELD_EXPECT, FIELD_HOST, FIELD_OTHER, FIELD_REQUEST_TIMEOUT, FIELD_TE,
     FIELD_TRAILER, FIELD_VIA, HEAD, NEED_DATA, READ_FINISHED, Event, RequestReader, next_token,
 )
+from backstream._http._trailers cimport keep_trailers
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, loop_state, monotonic
 
@@ -346,7 +347,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return 0
         if self.reader.trailer_fields is not None:
             trailers.fields = self.reader.trailer_fields.items
-            trailers.field_count = self._forwardable_trailers(self.reader.trailer_fields)
+            trailers.field_count = keep_trailers(trailers.fields, self.reader.trailer_fields.count)
             self.exchange.end(&trailers)
         else:
             self.exchange.end(NULL)
@@ -392,8 +393,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef Slice client_id, timeout_text, host, rest, token
         cdef Py_ssize_t i, count = 0
         cdef int hosts = 0, ids = 0, timeouts = 0, expects = 0
-        cdef bint takes_trailers = False
         cdef double timeout = context.request_timeout
+        self.takes_trailers = False
         self.loop.clear_deadline(self)
         self.minor = reader.minor
         self.keep_alive = reader.keep_alive and not context.draining
@@ -424,7 +425,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 rest = field.value
                 while next_token(&rest, &token):
                     if equals_lower(token, b"trailers", 8):
-                        takes_trailers = True
+                        self.takes_trailers = True
                 continue
             if field.kind == FIELD_EXPECT:
                 if not equals_lower(field.value, b"100-continue", 12):
@@ -445,7 +446,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 reader.fields.items[count] = field[0]
             count += 1
         reader.fields.count = count
-        if takes_trailers:
+        if self.takes_trailers:
             self._add_te(reader.fields)
         # Host and the target (RFC 9112 §3.2)
         head.target = reader.target
@@ -565,15 +566,6 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return False
         return True
 
-    def _forwardable_trailers(self, FieldArray fields):
-        """Drops trailers that may not be ones (RFC 9110 §6.5.1); returns how many are left."""
-        cdef Py_ssize_t i, count = 0
-        for i in range(fields.count):
-            if fields.items[i].kind == FIELD_OTHER:
-                fields.items[count] = fields.items[i]
-                count += 1
-        return count
-
     # --- agents ---
 
     def _agent_handshake(self, client_id, int ids, bytes rest):
@@ -644,6 +636,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
 
     cdef int send_head(self, const ResponseHead* head, bint end) except -1:
         cdef Py_ssize_t i
+        cdef const Field* field
         cdef bint dated = False
         cdef int status = head.status
         if self.closing:
@@ -652,9 +645,12 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.status = status
         self._write_status(status, head.reason)
         for i in range(head.field_count):
-            if head.fields[i].name.size == 4 and equals(head.fields[i].name, b"date", 4):
+            field = &head.fields[i]
+            if equals(field.name, b"date", 4):
                 dated = True
-        self.writer.fields(head.fields, head.field_count)
+            elif equals(field.name, b"trailer", 7) and not self.takes_trailers:
+                continue        # it announces what will be dropped
+            self.writer.fields(field, 1)
         if status == 101:
             self.framing = FRAMED_RAW
             self.writer.text(b"connection: upgrade\r\nupgrade: " + bytes_of(head.upgrade) + b"\r\n\r\n")
@@ -715,7 +711,10 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 return self._close_when_sent()
             return self.loop.schedule_flush(self)
         if self.framing == FRAMED_CHUNKED:
-            self.writer.text(b"0\r\n\r\n")
+            self.writer.text(b"0\r\n")
+            if trailers != NULL and self.takes_trailers:
+                self.writer.fields(trailers.fields, keep_trailers(trailers.fields, trailers.field_count))
+            self.writer.text(b"\r\n")
         return self._response_done()
 
     cdef int _response_done(self) except -1:

@@ -17,12 +17,13 @@ from libc.stdint cimport int64_t, uint32_t
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport (
     BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, RequestHead, ResponseHead, Slice, Trailers,
-    bytes_of, is_connection_field, slice_of,
+    bytes_of, equals, is_connection_field, slice_of,
 )
 from backstream._http._message cimport (
     BODY, FIELD_DATE, FIELD_EXPECT, FIELD_OTHER, FIELD_TRAILER, FIELD_VIA, HEAD, NEED_DATA, READ_FINISHED,
     READ_TO_CLOSE, Event, ResponseReader,
 )
+from backstream._http._trailers cimport keep_trailers
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, LoopMember, loop_state, monotonic
 from backstream._service cimport Service
@@ -88,6 +89,8 @@ cdef class UpstreamService(Service):
         cdef UpstreamRequest request = UpstreamRequest.__new__(UpstreamRequest)
         cdef SocketWriter writer
         cdef Slice authority = head.authority
+        cdef Py_ssize_t i
+        cdef bint takes_trailers = False
         self.requests += 1
         request.service = self
         request.stream = stream
@@ -106,6 +109,11 @@ cdef class UpstreamService(Service):
         append(writer.out, authority.ptr, authority.size)
         writer.text(b"\r\n")
         writer.fields(head.fields, head.field_count)
+        for i in range(head.field_count):
+            if equals(head.fields[i].name, b"te", 2):
+                takes_trailers = True
+        if takes_trailers and not request.wants_upgrade:
+            writer.text(b"connection: te\r\n")       # RFC 9110 §10.1.4
         if head.body == BODY_SIZED:
             writer.text(b"content-length: ")
             writer.number(head.length)
@@ -113,7 +121,8 @@ cdef class UpstreamService(Service):
         elif head.body == BODY_CHUNKED:
             writer.text(b"transfer-encoding: chunked\r\n\r\n")
         elif request.wants_upgrade:
-            writer.text(b"connection: upgrade\r\nupgrade: " + bytes_of(head.upgrade) + b"\r\n\r\n")
+            writer.text(b"connection: upgrade, te\r\n" if takes_trailers else b"connection: upgrade\r\n")
+            writer.text(b"upgrade: " + bytes_of(head.upgrade) + b"\r\n\r\n")
         else:
             writer.text(b"\r\n")
         request.head = writer.out
@@ -257,7 +266,7 @@ cdef class UpstreamRequest(StreamHandler):
             return 0
         if trailers != NULL and self.body == BODY_CHUNKED:
             lines = SocketWriter()
-            lines.fields(trailers.fields, trailers.field_count)
+            lines.fields(trailers.fields, keep_trailers(trailers.fields, trailers.field_count))
             self.early_trailers = lines.out.data[:lines.out.size]
         if self.connection is not None:
             if self.connection.raw:
@@ -519,7 +528,7 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         request.connection = None
         if self.reader.trailer_fields is not None:
             trailers.fields = self.reader.trailer_fields.items
-            trailers.field_count = self.reader.trailer_fields.count
+            trailers.field_count = keep_trailers(trailers.fields, self.reader.trailer_fields.count)
             request.stream.end_with_trailers(&trailers)
         else:
             request.stream.end()
