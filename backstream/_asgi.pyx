@@ -187,6 +187,8 @@ cdef class AsgiService(Service):
                 request.wants_continue = True
             elif equals(field.name, b"te", 2):
                 extensions["http.response.trailers"] = {}
+        if head.time_budget_ms:
+            extensions["backstream"] = {"time_left": head.time_budget_ms / 1000.0}
         if head.body == BODY_SIZED:
             headers.append((b"content-length", b"%d" % head.length))
         elif head.body == BODY_CHUNKED:

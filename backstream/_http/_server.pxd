@@ -4,7 +4,11 @@ from backstream._agents cimport AgentTable
 from backstream._buffer cimport Buffer
 from backstream._codec cimport RequestHead, Slice
 from backstream._exchange cimport Exchange, Responder
+from backstream._http._forwarding cimport Forwarding, Peer, RequestId
 from backstream._http._message cimport Limits, RequestReader
+from backstream._http._request cimport Asked
+from backstream._http._routing cimport Router
+from backstream._http._trust cimport Networks
 from backstream._http._writer cimport SocketWriter
 
 
@@ -24,7 +28,10 @@ cdef class ServerContext:
         double keepalive_timeout
         Limits limits
         bytes agent_path
-        Buffer scratch                  # where a request's head is encoded
+        bint trace
+        Router router                   # None: only the field names an id
+        Forwarding forwarding
+        Networks proxy_protocol         # whose connections begin with a PROXY header; None: nobody's
         # policy
         object on_agent                 # called with the connection's Handshake and what it takes to accept it
         object access_log               # called once a request, or None
@@ -56,9 +63,9 @@ cdef class ServerConnection(_ProtocolBase):
         ServerContext context
         object transport
         SocketWriter writer
-        bytes peer                      # ip:port
-        readonly object peer_address
+        Peer peer
         # state of the connection
+        Buffer preface                  # of a PROXY header that has not come whole; None: none is awaited
         bint reading
         bint closing                    # closes once everything is sent
         bint lingering                  # reads on and drops, so that the last answer is not lost to a reset
@@ -71,7 +78,11 @@ cdef class ServerConnection(_ProtocolBase):
         Exchange exchange
         bint request_open               # its body is still being read
         bint head_timed                 # the time-out of the head being read runs
-        bytes target_copy
+        bint in_head                    # its head is being judged: the reader's fields are valid
+        bytes hops_left                 # what its Max-Forwards becomes
+        bint awaits_continue            # the client sends its body when it is told to, and was not yet
+        readonly object client_address  # (host, port) of who asked, as far as that can be told
+        RequestId request_id
         Buffer held                     # bytes behind the request that is being served
         # state of the response
         bint keep_alive
@@ -89,17 +100,21 @@ cdef class ServerConnection(_ProtocolBase):
 
     cdef int input(self, char* data, Py_ssize_t size) except -1
     cdef int _parse(self, char* data, Py_ssize_t size) except -1
+    cdef int _proxy_header(self, char** data, Py_ssize_t* size) except -1
     cdef bint _request_head(self, char** data, Py_ssize_t* size) except -1
+    cdef int _serve(self, char* rest, Py_ssize_t rest_size) except -1
+    cdef bint _is_ours(self, RequestHead* head, const Asked* asked, list received) except -1
+    cdef double _timeout(self, Slice text) except? -1
     cdef int _forward(self, RequestHead* head, bytes client_id, double timeout) except -1
     cdef int _request_end(self) except -1
     cdef int _response_done(self) except -1
     cdef int _update_reading(self) except -1
-    cdef int _refuse(self, int status, str cause, str detail) except -1
+    cdef int _refuse(self, object error) except -1
     cdef int _close_when_sent(self) except -1
     cdef int _write_status(self, int status, Slice reason) except -1
     cdef int _write_length(self, uint64_t length) except -1
+    cdef int _write_request_id(self) except -1
     cdef bint _is_agent_path(self, Slice target) except -1
-    cdef bint _target(self, RequestHead* head) except -1
     cdef int _abort(self) except -1
-    cdef int _error(self, int status, str cause, str detail, str leg) except -1
+    cdef int _answer(self, int status, list lines, bytes body) except -1
     cdef int _log(self) except -1

@@ -21,6 +21,7 @@ cdef class UpstreamService(Service):
         double pool_idle_timeout
         Limits limits
         Py_ssize_t max_connections
+        bint time_left_header
         # state
         dict idle                       # connections as keys, the one used last at the end
         object waiting                  # requests for which there is no connection yet, in order

@@ -17,11 +17,10 @@ from libc.stdint cimport int64_t, uint32_t
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport (
     BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, RequestHead, ResponseHead, Slice, Trailers,
-    bytes_of, equals, is_connection_field, slice_of,
+    bytes_of, equals, slice_of,
 )
 from backstream._http._message cimport (
-    BODY, FIELD_DATE, FIELD_EXPECT, FIELD_OTHER, FIELD_TRAILER, FIELD_VIA, HEAD, NEED_DATA, READ_FINISHED,
-    READ_TO_CLOSE, Event, ResponseReader,
+    BODY, HEAD, NEED_DATA, READ_FINISHED, READ_TO_CLOSE, Event, ResponseReader, goes_on,
 )
 from backstream._http._trailers cimport keep_trailers
 from backstream._http._writer cimport SocketWriter
@@ -59,6 +58,7 @@ cdef class UpstreamService(Service):
         self.idle_timeout = settings.idle_timeout
         self.pool_idle_timeout = settings.upstream_idle_timeout
         self.max_connections = settings.upstream_connections
+        self.time_left_header = settings.time_left_header
         self.limits.head = settings.max_response_head
         self.limits.target = settings.max_response_head
         self.limits.fields = 1000
@@ -109,6 +109,14 @@ cdef class UpstreamService(Service):
         append(writer.out, authority.ptr, authority.size)
         writer.text(b"\r\n")
         writer.fields(head.fields, head.field_count)
+        if head.prefix.size:
+            writer.text(b"x-forwarded-prefix: ")
+            append(writer.out, head.prefix.ptr, head.prefix.size)
+            writer.text(b"\r\n")
+        if self.time_left_header and head.time_budget_ms:
+            writer.text(b"x-backstream-time-left: ")
+            writer.number(head.time_budget_ms)
+            writer.text(b"ms\r\n")
         for i in range(head.field_count):
             if equals(head.fields[i].name, b"te", 2):
                 takes_trailers = True
@@ -478,9 +486,7 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef bytes upgrade
         for i in range(reader.fields.count):
             field = &reader.fields.items[i]
-            if field.kind not in (FIELD_OTHER, FIELD_DATE, FIELD_TRAILER, FIELD_VIA, FIELD_EXPECT):
-                continue
-            if is_connection_field(field.name):
+            if not goes_on(field.kind):
                 continue
             if count != i:
                 reader.fields.items[count] = field[0]
