@@ -15,7 +15,7 @@ from backstream._http._final_recipient import allowed
 NAME: Final = "backstream"
 """In Proxy-Status."""
 JSON_TYPES: Final = ("application/problem+json", "application/json")
-TEXT_TYPES: Final = ("text/plain", "text/html")
+TEXT_TYPES: Final = ("text/plain",)
 MAX_ACCEPT: Final = 4096
 """Bytes of Accept that are looked at."""
 MAX_DETAIL: Final = 500

@@ -109,6 +109,7 @@ cdef class RequestReader(MessageReader):
         Slice method
         Slice target
         bytes target_copy           # what a target that had to be written anew lives in
+        bytes max_forwards          # likewise
 
 
 cdef class ResponseReader(MessageReader):

@@ -5,14 +5,16 @@ Whatever may stand once and stands twice is an error where it decides something:
 
 from libc.string cimport memset
 
-from backstream._codec cimport Field, FieldArray, Slice, equals_lower, is_authority, slice_of
+from backstream._codec cimport Field, FieldArray, Slice, bytes_of, equals_lower, is_authority, slice_of
 from backstream._http._forwarding cimport names_us
 from backstream._http._message cimport (
-    FIELD_CLIENT_ID, FIELD_EXPECT, FIELD_FORWARDED, FIELD_HOST, FIELD_MAX_FORWARDS, FIELD_OTHER, FIELD_REQUEST_ID,
-    FIELD_REQUEST_TIMEOUT, FIELD_TE, FIELD_VIA, FIELD_X_FORWARDED, READ_FINISHED, RequestReader, goes_on, next_token,
+    FIELD_CLIENT_ID, FIELD_EXPECT, FIELD_FORWARDED, FIELD_HOST, FIELD_OTHER, FIELD_REQUEST_ID, FIELD_REQUEST_TIMEOUT,
+    FIELD_TE, FIELD_VIA, FIELD_X_FORWARDED, READ_FINISHED, RequestReader, goes_on, next_token,
 )
 
 from backstream._http.errors import MessageError
+from backstream.config import parse_duration
+from backstream.errors import ConfigurationError
 
 
 cdef int take_fields(RequestReader reader, Asked* asked, bytes name, bint keep_x_forwarded) except -1:
@@ -57,11 +59,6 @@ cdef int take_fields(RequestReader reader, Asked* asked, bytes name, bint keep_x
                 if asked.timeout.ptr != NULL:
                     raise MessageError(400, "more than one header x-backstream-request-timeout")
                 asked.timeout = field.value
-            elif field.kind == FIELD_MAX_FORWARDS:
-                if asked.max_forwards.ptr == NULL:
-                    asked.max_forwards = field.value
-                else:
-                    asked.max_forwards.size = 0     # no number: an error for the methods that it is for
             elif field.kind == FIELD_REQUEST_ID:
                 request_ids += 1
                 asked.request_id = field.value
@@ -95,3 +92,19 @@ cdef int _add_te(FieldArray fields) except -1:
     te.value = slice_of(b"trailers")
     te.kind = FIELD_TE
     return fields.add(te)
+
+
+cdef double timeout_of(const Asked* asked, double usual, double most) except? -1:
+    """How long the request lets its response's head take, in seconds; 0: without limit.
+
+    usual: where it does not say. most: the cap, 0 for none. Raises MessageError.
+    """
+    cdef double seconds = usual
+    if asked.timeout.ptr != NULL:
+        try:
+            seconds = parse_duration(bytes_of(asked.timeout).decode("ascii", "replace"))
+        except ConfigurationError as error:
+            raise MessageError(400, f"header x-backstream-request-timeout: {error}") from None
+    if seconds < 0:
+        seconds = 0
+    return most if most > 0 and (seconds == 0 or seconds > most) else seconds

@@ -6,7 +6,6 @@ from backstream._codec cimport RequestHead, Slice
 from backstream._exchange cimport Exchange, Responder
 from backstream._http._forwarding cimport Forwarding, Peer, RequestId
 from backstream._http._message cimport Limits, RequestReader
-from backstream._http._request cimport Asked
 from backstream._http._routing cimport Router
 from backstream._http._trust cimport Networks
 from backstream._http._writer cimport SocketWriter
@@ -79,7 +78,6 @@ cdef class ServerConnection(_ProtocolBase):
         bint request_open               # its body is still being read
         bint head_timed                 # the time-out of the head being read runs
         bint in_head                    # its head is being judged: the reader's fields are valid
-        bytes hops_left                 # what its Max-Forwards becomes
         bint awaits_continue            # the client sends its body when it is told to, and was not yet
         readonly object client_address  # (host, port) of who asked, as far as that can be told
         RequestId request_id
@@ -103,8 +101,6 @@ cdef class ServerConnection(_ProtocolBase):
     cdef int _proxy_header(self, char** data, Py_ssize_t* size) except -1
     cdef bint _request_head(self, char** data, Py_ssize_t* size) except -1
     cdef int _serve(self, char* rest, Py_ssize_t rest_size) except -1
-    cdef bint _is_ours(self, RequestHead* head, const Asked* asked, list received) except -1
-    cdef double _timeout(self, Slice text) except? -1
     cdef int _forward(self, RequestHead* head, bytes client_id, double timeout) except -1
     cdef int _request_end(self) except -1
     cdef int _response_done(self) except -1

@@ -22,11 +22,12 @@ from backstream._codec cimport (
     bytes_of, decode_request, encode_request, equals, equals_lower, is_client_id, slice_of,
 )
 from backstream._exchange cimport Exchange, Responder
+from backstream._http._final_recipient cimport own_answer
 from backstream._http._forwarding cimport Forwarding
 from backstream._http._message cimport (
-    BODY, END, FIELD_MAX_FORWARDS, FIELD_OTHER, HEAD, NEED_DATA, READ_FINISHED, Event, RequestReader,
+    BODY, END, FIELD_OTHER, HEAD, NEED_DATA, READ_FINISHED, Event, RequestReader,
 )
-from backstream._http._request cimport Asked, take_fields
+from backstream._http._request cimport Asked, take_fields, timeout_of
 from backstream._http._routing cimport Router, read_target
 from backstream._http._trailers cimport keep_trailers
 from backstream._http._trust cimport Networks
@@ -34,12 +35,11 @@ from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, loop_state, monotonic
 
 from backstream._http._error_pages import error_page
-from backstream._http._final_recipient import answer_options, answer_trace, next_max_forwards
+from backstream._http._final_recipient import options_answer
 from backstream._http._handshake import judge_handshake
 from backstream._http._proxy_protocol import read_proxy_header
 from backstream._http.errors import MessageError
-from backstream.config import parse_duration
-from backstream.errors import ConfigurationError, StreamError
+from backstream.errors import StreamError
 
 
 cdef enum:
@@ -455,15 +455,15 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef Asked asked
         cdef Field field
         cdef bytes client_id
-        cdef list received = None
+        cdef object own = None
         cdef double timeout
         if equals(reader.method, b"CONNECT", 7):
             self.keep_alive = False
             raise MessageError(405, "CONNECT is not served here", "http_request_denied")
         if self.peer.trusted:
             self.client_address = forwarding.read_trail(self.peer, reader.fields) or self.peer.address
-        if equals(reader.method, b"TRACE", 5):
-            received = _pairs(reader.fields)
+        if reader.method.ptr[0] == c'O' or reader.method.ptr[0] == c'T':
+            own = own_answer(reader, context.trace)
         take_fields(reader, &asked, forwarding.name, self.peer.trusted and forwarding.x_forwarded)
         forwarding.take_request_id(asked.request_id, &self.request_id)
         self.takes_trailers = asked.takes_trailers
@@ -478,8 +478,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         if not context.serves_clients:
             raise MessageError(404, f"this port is for agents, at {context.agent_path.decode()}",
                                "destination_not_found")
-        if (reader.method.ptr[0] == c'O' or received is not None) and self._is_ours(&head, &asked, received):
-            return 0
+        if own is not None:
+            return self._answer(200, own[0], own[1])
         head.prefix.size = 0
         if asked.has_client_id:
             if not is_client_id(asked.client_id):
@@ -487,13 +487,16 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             client_id = bytes_of(asked.client_id)
         else:
             client_id = context.router.route(&head) if context.router is not None else None
+            if client_id is None and head.target.ptr[0] == c'*':
+                own = options_answer(context.trace)
+                return self._answer(200, own[0], own[1])
             if client_id is None:
                 raise MessageError(400, "header x-backstream-client-id is required")
             field.name = slice_of(b"x-backstream-client-id")
             field.value = slice_of(client_id)
             field.kind = FIELD_OTHER
             reader.fields.add(field)
-        timeout = self._timeout(asked.timeout)
+        timeout = timeout_of(&asked, context.request_timeout, context.max_request_timeout)
         head.client_id = slice_of(client_id)
         head.upgrade.size = 0
         if reader.upgrade and reader.body == BODY_NONE and equals_lower(reader.upgrade_value, b"websocket", 9):
@@ -504,50 +507,6 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         head.time_budget_ms = <uint64_t>(timeout * 1000 + 0.999)
         forwarding.add_fields(self.peer, &head, reader.fields, &self.request_id)
         return self._forward(&head, client_id, timeout)
-
-    cdef bint _is_ours(self, RequestHead* head, const Asked* asked, list received) except -1:
-        """Whether an OPTIONS or TRACE went no further; counts down its Max-Forwards (RFC 9110 §7.6.2)."""
-        cdef RequestReader reader = self.reader
-        cdef Field* field
-        cdef Py_ssize_t i
-        cdef bint options = equals(reader.method, b"OPTIONS", 7)
-        if not options and received is None:
-            return False
-        if not options and not self.context.trace:
-            raise MessageError(405, "TRACE is not served here", "http_request_denied")
-        if not options and reader.body != BODY_NONE:
-            raise MessageError(400, "TRACE with a body")
-        self.hops_left = None
-        if asked.max_forwards.ptr != NULL:
-            self.hops_left = next_max_forwards(bytes_of(asked.max_forwards))
-        if self.hops_left is not None:
-            for i in range(reader.fields.count):
-                field = &reader.fields.items[i]
-                if field.kind == FIELD_MAX_FORWARDS:
-                    field.value = slice_of(self.hops_left)
-            return False
-        if asked.max_forwards.ptr == NULL and (head.target.ptr[0] != c'*' or asked.has_client_id
-                                               or self.context.router is not None):
-            return False
-        own = (answer_options(self.context.trace) if options
-               else answer_trace(bytes_of(reader.target), reader.minor, received))
-        self._answer(200, own.lines, own.body)
-        return True
-
-    cdef double _timeout(self, Slice text) except? -1:
-        """The time-out of a request that names it in `text`, in seconds; 0 for none."""
-        cdef double seconds = self.context.request_timeout
-        cdef double most = self.context.max_request_timeout
-        if text.ptr != NULL:
-            try:
-                seconds = parse_duration(bytes_of(text).decode("ascii", "replace"))
-            except ConfigurationError as error:
-                raise MessageError(400, f"header x-backstream-request-timeout: {error}") from None
-        if seconds < 0:
-            seconds = 0
-        if most > 0 and (seconds == 0 or seconds > most):
-            seconds = most
-        return seconds
 
     cdef int _forward(self, RequestHead* head, bytes client_id, double timeout) except -1:
         cdef ServerContext context = self.context
@@ -767,7 +726,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         if self.request_open or self.reader.state != READ_FINISHED:
             self.keep_alive = False
             self.request_open = True
-        leg = "client" if error.cause.startswith("http_request") else "proxy"
+        leg = "client" if error.cause in ("http_request_error", "http_request_denied") else "proxy"
         lines, body = error_page(error.status, error.cause, str(error), leg, accept=self._accept(),
                                  trace=self.context.trace)
         return self._answer(error.status, lines, body)
