@@ -77,6 +77,7 @@ cdef class UpstreamConnection(_ProtocolBase):
         bint raw                        # upgraded
         bint reading
         bint closed
+        bint unwritable                 # the upstream's side is gone, what it sent before may still be read
         bint half_closing
         double active_at
 

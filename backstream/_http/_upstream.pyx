@@ -344,7 +344,7 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
             if request.stream.remote_ended() or request.request_ended:
                 self._finish_raw()
             return True
-        if self.reader.state == READ_TO_CLOSE:
+        if self.reader.state == READ_TO_CLOSE and not self.unwritable:
             self.reader.at_end_of_file()
             self._response_end()
         elif not self._send_again():
@@ -405,14 +405,19 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         return 0
 
     cdef int flush(self) except -1:
-        cdef int64_t taken
+        cdef int64_t taken, left = self.writer.body
         if self.closed or self.transport is None:
             return 0
-        taken = self.writer.send()
+        if self.unwritable:
+            self.writer.out.size = self.writer.body = 0
+            taken = left
+        else:
+            taken = self.writer.send()
         if taken < 0:
-            if not self._send_again():
-                self._broken(UPSTREAM_RESET, "the upstream reset the connection")
-            return self.close()
+            # An answer that came before the reset is still to be read: reading says when it is over.
+            self.unwritable = True
+            self.loop.schedule_flush(self)
+            return 0
         if taken and self.request is not None:
             self.request.stream.consume(taken)
         if self.half_closing and self.writer.empty():
@@ -528,7 +533,7 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef UpstreamRequest request = self.request
         cdef Trailers trailers
         cdef bint reusable = (self.reader.keep_alive and request.request_ended and not request.wants_upgrade
-                              and self.writer.empty())
+                              and self.writer.empty() and not self.unwritable)
         self.request = None
         request.over = True
         request.connection = None
