@@ -11,7 +11,7 @@ from libc.stdint cimport uint8_t
 from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcmp, memcpy, memset
 
-from backstream._codec cimport Slice, equals_lower, is_token
+from backstream._codec cimport Slice, equals_lower, is_token, slice_of
 from backstream._http._message cimport next_token, trim
 
 from backstream._http.errors import MessageError
@@ -227,3 +227,29 @@ cdef const Hop* find_client(Networks trusted, const Chain* chain, Address* clien
         if not trusted.hold(&address):
             break
     return found
+
+
+def client_of(Networks trusted, str peer, lines, *, bint x_forwarded=False):
+    """The client that a request's chain names, as ip:port; the peer itself where none does, or it is not trusted.
+
+    peer: ip:port. lines: the Forwarded fields' values, with `x_forwarded` those of X-Forwarded-For.
+
+    Raises MessageError for a malformed Forwarded.
+    """
+    cdef bytes text = peer.encode()
+    cdef list kept = list(lines)
+    cdef Address address
+    cdef Chain chain
+    cdef char written[ADDRESS_TEXT]
+    cdef bytes line
+    if not read_address(slice_of(text), &address):
+        raise ValueError(f"{peer} is no address")
+    chain.count = 0
+    for line in kept:
+        if x_forwarded:
+            read_x_forwarded_for(slice_of(line), &chain)
+        else:
+            read_forwarded(slice_of(line), &chain)
+    if trusted.hold(&address):
+        find_client(trusted, &chain, &address)
+    return written[:write_address(&address, written)].decode("ascii")

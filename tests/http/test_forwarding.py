@@ -1,6 +1,7 @@
 """Who asked: Forwarded, X-Forwarded-…, X-Request-ID, and what trusted proxies say of them."""
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import logging
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backstream._http._trust import Networks
+from backstream._http._trust import Networks, client_of
+from backstream._http.errors import MessageError
 from tests import rig
 
 HOST = "Host: service.example"
@@ -215,6 +217,38 @@ async def test_the_near_end_of_a_long_chain_decides(x_forwarded: bool) -> None:
     line = "X-Forwarded-For: " + ", ".join(far) if x_forwarded else "Forwarded: " + ",".join(f"for={ip}" for ip in far)
     seen = await ask(line, proxy=proxy)
     assert seen.client == ["198.51.100.7", 0]
+
+
+def as_text(address: Any, port: int) -> str:
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+@given(st.lists(st.tuples(st.ip_addresses(), st.integers(0, 65535), st.booleans()), max_size=12), st.data())
+def test_a_chain_names_its_last_address_that_is_not_trusted(hops: list[Any], data: Any) -> None:
+    hops = [(address, port, ours) for address, port, ours in hops if getattr(address, "ipv4_mapped", None) is None]
+    trusted = Networks(["192.0.2.1", *(str(address) for address, _, ours in hops if ours)])
+    expected = "192.0.2.1:80"
+    for address, port, _ in reversed(hops):
+        expected = as_text(address, port)
+        if str(address) not in trusted:
+            break
+    nodes = [as_text(address, port) for address, port, _ in hops]
+    cut = data.draw(st.integers(0, len(nodes)))
+    for x_forwarded, shape in ((False, 'FOR="{}" ;proto=https;x=y'), (True, " {}\t")):
+        lines = [",".join(shape.format(node) for node in part).encode() for part in (nodes[:cut], nodes[cut:])]
+        assert client_of(trusted, "192.0.2.1:80", lines, x_forwarded=x_forwarded) == expected
+        assert client_of(trusted, "192.0.2.2:80", lines, x_forwarded=x_forwarded) in ("192.0.2.2:80", expected)
+
+
+LINES = st.one_of(st.binary(max_size=60), st.text('for="[]:.=;,\\ 127', max_size=60).map(str.encode))
+
+
+@given(st.lists(LINES, max_size=3))
+def test_no_bytes_make_reading_a_chain_fail_otherwise(lines: list[bytes]) -> None:
+    trusted = Networks(["127.0.0.0/8"])
+    client_of(trusted, "127.0.0.1:1", lines, x_forwarded=True)
+    with contextlib.suppress(MessageError):
+        client_of(trusted, "127.0.0.1:1", lines)
 
 
 async def test_one_request_does_not_see_anothers_chain() -> None:
