@@ -47,6 +47,8 @@ cdef class AsgiRequest(StreamHandler):
         # the response
         dict start                      # held until it is known whether a body follows
         bint started
+        list trailers                   # (name, value) so far, where the application announced some
+        bint body_sent                  # only trailers may still come
         bint completed
         bint takes_body                 # not for HEAD, 204, 304
         int64_t length                  # bytes left of what was promised, -1 for none

@@ -15,9 +15,10 @@ from libc.string cimport memchr
 
 from backstream._codec cimport (
     BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers,
-    bytes_of, equals, is_connection_field, is_field_value, is_lower_token, slice_of,
+    bytes_of, equals, fill_trailers, is_connection_field, is_field_value, is_lower_token, slice_of,
 )
 from backstream._http._message cimport content_length, trim
+from backstream._http._trailers cimport keep_trailers
 from backstream._loop cimport loop_state
 from backstream._service cimport Service
 from backstream._session cimport Stream, StreamHandler
@@ -158,6 +159,7 @@ cdef class AsgiService(Service):
         cdef list headers = []
         cdef str path
         cdef str root = self.root_path
+        cdef dict extensions = {}
         cdef bint plain = head.scheme.size == 4
         cdef object server = self._address(self.authorities, head.authority)
         if server is not None and server[1] is None:
@@ -182,8 +184,12 @@ cdef class AsgiService(Service):
         for i in range(head.field_count):
             field = &head.fields[i]
             headers.append((bytes_of(field.name), bytes_of(field.value)))
-            if field.name.size == 6 and equals(field.name, b"expect", 6):
+            if equals(field.name, b"expect", 6):
                 request.wants_continue = True
+            elif equals(field.name, b"te", 2):
+                extensions["http.response.trailers"] = {}
+        if head.time_budget_ms:
+            extensions["backstream"] = {"time_left": head.time_budget_ms / 1000.0}
         if head.body == BODY_SIZED:
             headers.append((b"content-length", b"%d" % head.length))
         elif head.body == BODY_CHUNKED:
@@ -203,7 +209,7 @@ cdef class AsgiService(Service):
             "client": self._address(self.peers, head.peer),
             "server": server,
             "state": self.state.copy() if self.state else {},
-            "extensions": {},
+            "extensions": extensions,
         }
 
     cdef object _address(self, dict known, Slice text):
@@ -338,16 +344,19 @@ cdef class AsgiRequest(StreamHandler):
         if kind == "http.response.body":
             if self.start is None and not self.started:
                 raise RuntimeError("http.response.body before http.response.start")
-            if self.completed:
+            if self.completed or self.body_sent:
                 raise RuntimeError("http.response.body after the response was complete")
             value = message.get("body", b"")
             body = value if type(value) is bytes else bytes(value)
             more = message.get("more_body", False)
             if not self.started:
-                self._send_head(body, more)
+                self._send_head(body, more or self.trailers is not None)
             elif body and self.takes_body:
                 self._write(body)
             if not more:
+                if self.trailers is not None:
+                    self.body_sent = True
+                    return DONE
                 self._complete()
             elif self.stream.room() <= 0 and body:
                 return self._send_later()
@@ -361,12 +370,21 @@ cdef class AsgiRequest(StreamHandler):
                 headers = list(headers)
                 message = {"status": message["status"], "headers": headers}
             self.start = message
+            if message.get("trailers", False):
+                self.trailers = []
             for pair in headers:
                 if len(pair[0]) == 14 and pair[0].lower() == b"content-length":
                     self._send_head(b"", True)
                     return DONE
             # Whether a body follows settles the framing; the head waits for it only as long as this turn lasts.
             self.service.start_soon(self)
+            return DONE
+        if kind == "http.response.trailers":
+            if not self.body_sent or self.completed:
+                raise RuntimeError("http.response.trailers without having been announced, or before the body's end")
+            self.trailers.extend(message.get("headers", ()))
+            if not message.get("more_trailers", False):
+                self._complete()
             return DONE
         raise RuntimeError(f"an ASGI message that is not known here: {kind}")
 
@@ -408,9 +426,25 @@ cdef class AsgiRequest(StreamHandler):
     def _complete(self):
         if self.length > 0:
             self._wrong_length("less")
+        if self.trailers:
+            self._end_with_trailers()
         self.completed = True
         self.stream.end()
         self._wake_receiver()
+
+    def _end_with_trailers(self):
+        cdef FieldArray fields = self.service.fields
+        cdef Trailers trailers
+        cdef Field* field
+        cdef Py_ssize_t i
+        cdef list pairs = [(name.lower(), value.strip(b" \t")) for name, value in self.trailers]
+        fill_trailers(pairs, &trailers, fields)
+        for i in range(trailers.field_count):
+            field = &trailers.fields[i]
+            if not is_lower_token(field.name) or not is_field_value(field.value):
+                raise RuntimeError(f"a trailer with characters that may not stand in it: {bytes_of(field.name)!r}")
+        trailers.field_count = keep_trailers(trailers.fields, trailers.field_count)
+        self.stream.end_with_trailers(&trailers)
 
     cdef int _send_head(self, bytes first, bint more) except -1:
         cdef dict start = self.start

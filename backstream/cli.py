@@ -33,9 +33,11 @@ from backstream import demo, logs
 from backstream.agent import Agent
 from backstream.config import (
     CONNECT,
+    FORWARDING,
     LIMITS,
     LISTEN,
     LOGS,
+    ROUTES,
     SERVICE,
     SESSIONS,
     TIMES,
@@ -48,6 +50,7 @@ from backstream.config import (
     format_size,
     parse_address,
     parse_duration,
+    parse_network,
     parse_size,
 )
 from backstream.errors import BackstreamError, ConfigurationError
@@ -56,14 +59,14 @@ from backstream.proxy import Proxy
 __all__ = ["main"]
 
 OTHER: Final = "Other"
-SECTIONS: Final = (LISTEN, CONNECT, SERVICE, TIMES, LIMITS, SESSIONS, LOGS, OTHER)
+SECTIONS: Final = (LISTEN, CONNECT, SERVICE, ROUTES, FORWARDING, TIMES, LIMITS, SESSIONS, LOGS, OTHER)
 METAVARS: Final = {
     "duration": "DURATION",
     "size": "SIZE",
     "count": "N",
     "address": "HOST:PORT",
+    "network": "CIDR",
     "text": "TEXT",
-    "list": "TEXT",
 }
 FIRST_INHERITED: Final = 3
 """The descriptor of the first socket that a supervisor hands over (sd_listen_fds(3))."""
@@ -71,6 +74,8 @@ NOT_IN_FILE: Final = frozenset({"config", "help", "once"})
 SETTINGS_HELP: Final = """Each flag is also an environment variable (--log-level is BACKSTREAM_LOG_LEVEL)
 and a key of the table [{name}] in the TOML file that --config names (log-level = "debug"). The flag wins over
 the variable, the variable over the file."""
+LISTS_HELP: Final = """Flags marked with "..." may be given again; their variables take commas between the values,
+their keys in the file are arrays."""
 UNITS_HELP: Final = """A DURATION is written like 300ms, 3s or 1h2m3.5s, a SIZE like 65536, 64KiB or 16MiB."""
 
 
@@ -110,19 +115,20 @@ class Value(ParamType):
                     value = parse_size(value)
                 elif kind == "address":
                     parse_address(value)
+                elif kind == "network":
+                    parse_network(value)
                 elif kind == "count":
                     if not re.fullmatch(r"[0-9]{1,15}", value):
                         raise ConfigurationError(f"{value!r} is not a whole number")
                     value = int(value)
-            # A list comes here member by member.
-            check_value("it", self.option, (value,) if kind == "list" else value)
+            check_value("it", self.option, value)
         except ConfigurationError as error:
             self.fail(str(error), param, ctx)
         return value
 
     def split_envvar_value(self, rv: str) -> list[str]:
-        """A list in the environment has commas between its members."""
-        return [member.strip() for member in rv.split(",")]
+        """The values of a setting that may have many."""
+        return [each for each in (part.strip() for part in rv.split(",")) if each]
 
 
 class SettingOption(click.Option):
@@ -212,7 +218,7 @@ def _shown_default(option: Option, default: Any) -> str:
         text = format_duration(default)
     elif option.kind == "size":
         text = format_size(default)
-    elif option.kind == "list":
+    elif option.many:
         text = ", ".join(default)
     else:
         text = str(default)
@@ -233,13 +239,13 @@ def _settings_options(settings: type) -> list[click.Parameter]:
         required = item.default is MISSING and item.default_factory is MISSING
         if option.off and item.default:
             text += f" 0: {option.off}."
-        if not required and item.default is not None:
+        if not required and item.default not in (None, ()):
             text += f"  [default: {_shown_default(option, item.default)}]"
         metavar = option.metavar or METAVARS[option.kind]
-        repeated = {"multiple": True} if option.kind == "list" else {}
-        options.append(
-            _option(item.name, option.section, text, type=Value(option), metavar=metavar, required=required, **repeated)
-        )
+        rest: dict[str, Any] = {"type": Value(option), "metavar": metavar, "required": required}
+        if option.many:
+            rest |= {"metavar": f"{metavar}...", "multiple": True}
+        options.append(_option(item.name, option.section, text, **rest))
     return options
 
 
@@ -313,11 +319,12 @@ def _file_value(ctx: click.Context, where: str, option: click.Parameter, value: 
         raise click.UsageError(f"{where}: it must be true or false", ctx)
     if isinstance(option.type, (click.Path, click.Choice)) and not isinstance(value, str):
         raise click.UsageError(f"{where}: it must be a string", ctx)
-    if option.multiple and not isinstance(value, list):
+    many = isinstance(option, click.Option) and option.multiple
+    if many and not isinstance(value, list):
         raise click.UsageError(f"{where}: it must be an array", ctx)
     try:
-        if option.multiple:
-            return [option.type.convert(member, option, ctx) for member in cast(list[object], value)]
+        if many:
+            return [option.type.convert(each, option, ctx) for each in cast(list[Any], value)]
         return option.type.convert(value, option, ctx)
     except click.BadParameter as error:
         raise click.UsageError(f"{where}: {error.message}", ctx) from None
@@ -542,8 +549,10 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-def _help(name: str, text: str, *, units: bool = True) -> str:
+def _help(name: str, text: str, *, units: bool = True, lists: bool = False) -> str:
     paragraphs = [text, SETTINGS_HELP.format(name=name)]
+    if lists:
+        paragraphs.append(LISTS_HELP)
     if units:
         paragraphs.append(UNITS_HELP)
     return "\n\n".join(paragraphs)
@@ -563,6 +572,7 @@ cli.add_command(
             "clients, a second one for agents.\n\n"
             "Agents are not authenticated: whoever reaches their port can take any id. Keep it where only "
             "those come whom you trust.",
+            lists=True,
         ),
     )
 )

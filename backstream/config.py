@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
@@ -22,6 +22,7 @@ __all__ = [
     "AgentSettings",
     "Option",
     "ProxySettings",
+    "Route",
     "SessionSettings",
     "Upstream",
     "check_value",
@@ -29,6 +30,9 @@ __all__ = [
     "format_size",
     "parse_address",
     "parse_duration",
+    "parse_host_route",
+    "parse_network",
+    "parse_path_route",
     "parse_size",
     "parse_upstream",
 ]
@@ -49,7 +53,7 @@ class Option(NamedTuple):
     """How one setting looks on the command line, and which values it takes."""
 
     kind: str
-    """duration, size, count, address, switch, text or list (of texts: a repeated flag)"""
+    """duration, size, count, address, network, switch or text"""
     help: str
     section: str
     """The heading under which `--help` lists it."""
@@ -61,9 +65,13 @@ class Option(NamedTuple):
     """What 0 means, where it has a meaning of its own ("no limit")."""
     metavar: str = ""
     """What stands for the value in `--help`, where the kind does not say enough."""
+    many: bool = False
+    """The value is a tuple: a flag that may be given again, an array in TOML, commas in the environment."""
 
 
 LISTEN: Final = "Where to listen"
+ROUTES: Final = "Routes"
+FORWARDING: Final = "Who asked"
 CONNECT: Final = "Connection to the proxy"
 SERVICE: Final = "What to serve"
 TIMES: Final = "Time limits"
@@ -217,6 +225,69 @@ def _port(text: str, number: str) -> int:
     return int(number)
 
 
+def parse_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """The network that `10.0.0.0/8`, `2001:db8::/32` or a single address says. Raises ConfigurationError for others."""
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        hint = ": it has bits set behind its prefix" if "host bits" in str(error) else ""
+        raise ConfigurationError(
+            f"{_shown(text)} is not a network{hint} (write it like 10.0.0.0/8, 2001:db8::/32 or 192.0.2.1)"
+        ) from None
+
+
+ID_PLACE: Final = "{id}"
+_LABELS: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+_PREFIX: Final = re.compile(r"/([A-Za-z0-9._~!$&'()*+;:@%-]+/)*")
+
+
+class Route(NamedTuple):
+    """Where requests for one id, or for many, come to."""
+
+    place: str
+    """The host; the path's prefix, with its last slash. The domain or prefix before the id where that is None."""
+    client_id: str | None
+    """None: the host's first label, or the path's next segment, is the id."""
+
+
+def parse_host_route(text: str) -> Route:
+    """What `{id}.tunnel.example` or `www.example=ID` says. Raises ConfigurationError for anything else."""
+    host, equals, client_id = text.partition("=")
+    host = host.lower()
+    if not equals and host.startswith(ID_PLACE + "."):
+        host = host.removeprefix(ID_PLACE + ".")
+    elif not equals:
+        raise ConfigurationError(f"{_shown(text)} is not a host route (write {{id}}.tunnel.example or www.example=ID)")
+    if len(host) > 253 or not _LABELS.fullmatch(host):
+        raise ConfigurationError(f"{_shown(text)} has no valid host name (neither a port nor a * belongs there)")
+    return Route(host, _route_id(text, client_id) if equals else None)
+
+
+def parse_path_route(text: str) -> Route:
+    """What `/t/{id}/` or `/shop/=ID` says. Raises ConfigurationError for anything else."""
+    prefix, equals, client_id = text.partition("=")
+    if not equals and prefix.endswith(f"/{ID_PLACE}/"):
+        prefix = prefix.removesuffix(f"{ID_PLACE}/")
+    elif not equals or prefix == "/":
+        raise ConfigurationError(f"{_shown(text)} is not a path route (write /t/{{id}}/ or /shop/=ID)")
+    if not _PREFIX.fullmatch(prefix):
+        raise ConfigurationError(f"{_shown(text)} has no valid path that begins and ends with a slash")
+    return Route(prefix, _route_id(text, client_id) if equals else None)
+
+
+def _route_id(text: str, client_id: str) -> str:
+    if not _is_client_id(client_id):
+        raise ConfigurationError(f"{_shown(text)} has no valid id: it must be {CLIENT_IDS}")
+    return client_id
+
+
+CLIENT_IDS: Final = "1 to 128 visible ASCII characters"
+
+
+def _is_client_id(text: str) -> bool:
+    return 0 < len(text) <= 128 and _is_token_text(text) and " " not in text
+
+
 class Upstream(NamedTuple):
     """Where a service is reached over HTTP: by host and port, or by the path of a Unix socket."""
 
@@ -292,7 +363,13 @@ def _check(settings: object) -> None:
         value = getattr(settings, item.name)
         if value is None and item.default is None:
             continue
-        check_value(item.name, option, value)
+        if not option.many:
+            check_value(item.name, option, value)
+        elif isinstance(value, tuple):
+            for each in value:
+                check_value(item.name, option, each)
+        else:
+            raise ConfigurationError(f"{item.name} must be a tuple, not {value!r}")
 
 
 def check_value(name: str, option: Option, value: object) -> None:
@@ -301,15 +378,12 @@ def check_value(name: str, option: Option, value: object) -> None:
     if kind == "switch":
         if not isinstance(value, bool):
             raise ConfigurationError(f"{name} must be true or false, not {value!r}")
-    elif kind == "list":
-        if not isinstance(value, (tuple, list)) or not all(isinstance(each, str) for each in value):
-            raise ConfigurationError(f"{name} must be strings in a tuple, not {value!r}")
-    elif kind in ("text", "address"):
+    elif kind in ("text", "address", "network"):
         if not isinstance(value, str):
             raise ConfigurationError(f"{name} must be a string, not {value!r}")
-        if kind == "address":
+        if kind != "text":
             try:
-                parse_address(value)
+                parse_address(value) if kind == "address" else parse_network(value)
             except ConfigurationError as error:
                 raise ConfigurationError(f"{name}: {error}") from None
     elif isinstance(value, bool) or not isinstance(value, (int, float) if kind == "duration" else int):
@@ -333,6 +407,18 @@ def check_value(name: str, option: Option, value: object) -> None:
 def _check_session(session: object) -> None:
     if not isinstance(session, SessionSettings):
         raise ConfigurationError(f"session must be a SessionSettings, not {session!r}")
+
+
+def _check_routes(name: str, texts: tuple[str, ...], parse: Callable[[str], Route]) -> None:
+    places: dict[tuple[str, bool], str | None] = {}
+    for text in texts:
+        try:
+            route = parse(text)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{name}: {error}") from None
+        place = (route.place, route.client_id is None)
+        if places.setdefault(place, route.client_id) != route.client_id:
+            raise ConfigurationError(f"{name}: {_shown(text)} names another id for the same place")
 
 
 def _is_token_text(text: str) -> bool:
@@ -468,10 +554,11 @@ class ProxySettings:
     upgrade: tuple[str, ...] = field(
         default=("websocket",),
         metadata=_option(
-            "list",
+            "text",
             LISTEN,
             "A protocol that clients may switch to by an Upgrade; may be repeated.",
             metavar="NAME",
+            many=True,
         ),
     )
     """Names of protocols (RFC 9110 §7.8), compared without case; none: no Upgrade is taken. An Upgrade to anything
@@ -648,6 +735,85 @@ class ProxySettings:
     """Bytes per second, 0 for no minimum: a body that a person types is as good as any. Time in which the proxy
     itself did not read does not count."""
 
+    route_host: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "text",
+            ROUTES,
+            "Requests without an id whose Host is like this: {id}.tunnel.example, or www.example=ID.",
+            metavar="ROUTE",
+            many=True,
+        ),
+    )
+    """`{id}.domain`: the first label, in lower case, is the client id; `host=ID`: that id. Only for requests without
+    the field `x-backstream-client-id`; an exact host comes before a domain."""
+
+    route_path: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "text",
+            ROUTES,
+            "Requests without an id whose path begins like this: /t/{id}/, or /shop/=ID. It is taken off the path.",
+            metavar="ROUTE",
+            many=True,
+        ),
+    )
+    """`/prefix/{id}/` or `/prefix/=ID`; after the hosts, the longest prefix first. What is taken off the path is the
+    ASGI application's `root_path`, and `X-Forwarded-Prefix` for an upstream."""
+
+    default_id: str | None = field(
+        default=None,
+        metadata=_option("text", ROUTES, "The id of requests that name none in any other way.", metavar="ID"),
+    )
+    """A client id, or None: such requests get 400."""
+
+    x_forwarded: bool = field(
+        default=False,
+        metadata=_option("switch", FORWARDING, "Say who asked in X-Forwarded-For, -Proto and -Host, too."),
+    )
+    """Beside `Forwarded` (RFC 7239), for services that know only the older fields. Proxies in `trust_forwarded` are
+    then believed what they say in those, instead of in `Forwarded`."""
+
+    trust_forwarded: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "network",
+            FORWARDING,
+            "Proxies in this network say who asked them; what others say is replaced.",
+            metavar="CIDR",
+            many=True,
+        ),
+    )
+    """Networks of proxies before this one that write `Forwarded` (or, with `x_forwarded`, X-Forwarded-For) themselves
+    and do not just pass on what a client sent in it."""
+
+    proxy_protocol: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "network",
+            FORWARDING,
+            "Connections from this network begin with a PROXY header (version 1 or 2).",
+            metavar="CIDR",
+            many=True,
+        ),
+    )
+    """Networks of load balancers that speak the PROXY protocol; a connection of theirs without it is closed."""
+
+    via_name: str | None = field(
+        default=None,
+        metadata=_option(
+            "text", FORWARDING, "This proxy's name in Via.  [default: backstream-, and a random part]", metavar="NAME"
+        ),
+    )
+    """A token; requests that come with it in their Via are loops and get 508. None makes one for each process. Give the
+    same name only to proxies that may not stand behind one another."""
+
+    trace: bool = field(
+        default=False,
+        metadata=_option("switch", LIMITS, "Pass TRACE on."),
+    )
+    """TRACE shows a client what arrived of its request; without it, 405."""
+
     access_log: bool = field(
         default=False,
         metadata=_option("switch", LOGS, "Log one line per request."),
@@ -674,6 +840,12 @@ class ProxySettings:
             raise ConfigurationError(f"agent_path must be a path like /ws, not {_shown(path)}")
         if self.agent_listen is not None and self.agent_listen == self.listen and parse_address(self.listen)[1]:
             raise ConfigurationError("agent_listen must differ from listen; leave it out to share the port")
+        _check_routes("route_host", self.route_host, parse_host_route)
+        _check_routes("route_path", self.route_path, parse_path_route)
+        if self.default_id is not None and not _is_client_id(self.default_id):
+            raise ConfigurationError(f"default_id must be {CLIENT_IDS}, not {_shown(self.default_id)}")
+        if self.via_name is not None and not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", self.via_name):
+            raise ConfigurationError(f"via_name must be a name like edge-1, not {_shown(self.via_name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -708,6 +880,15 @@ class AgentSettings:
         metadata=_option("text", SERVICE, "A service to forward to: http://HOST:PORT or unix:/PATH.", metavar="URL"),
     )
     """`http://host:port` or `unix:/path`; not together with `app`."""
+
+    time_left_header: bool = field(
+        default=False,
+        metadata=_option(
+            "switch", SERVICE, "Tell the upstream in X-Backstream-Time-Left how long the proxy waits for its answer."
+        ),
+    )
+    """`X-Backstream-Time-Left: 2750ms`, a Go duration as `x-backstream-request-timeout` takes it: what is left for the
+    response's head from the request's end. Absent where there is no limit. ASGI applications find it in their scope."""
 
     connect_timeout: float = field(
         default=5.0,
@@ -817,10 +998,8 @@ class AgentSettings:
                 raise ConfigurationError(f"{_shown(self.proxy_url)} has no valid port")
         except ConfigurationError as error:
             raise ConfigurationError(f"proxy_url: {error}") from None
-        if not self.client_id or len(self.client_id) > 1024 or not _is_token_text(self.client_id):
-            raise ConfigurationError(
-                f"client_id must be 1 to 1024 visible ASCII characters, not {_shown(self.client_id)}"
-            )
+        if not _is_client_id(self.client_id):
+            raise ConfigurationError(f"client_id must be {CLIENT_IDS}, not {_shown(self.client_id)}")
         if self.app is not None and self.upstream is not None:
             raise ConfigurationError("app and upstream exclude each other: an agent serves one service")
         if self.app is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", self.app):

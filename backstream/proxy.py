@@ -250,7 +250,7 @@ class Proxy:
         if reason is not None:
             return 503, reason
         if self._authorize is not None:
-            handshake = Handshake(client_id.decode("ascii"), connection.peer_address, fields)
+            handshake = Handshake(client_id.decode("ascii"), connection.client_address, fields)
             try:
                 allowed = self._authorize(handshake)
             except Exception:
@@ -260,13 +260,13 @@ class Proxy:
                 logger.warning(
                     "agent %s from %s was refused",
                     handshake.client_id,
-                    _text(connection.peer_address) if connection.peer_address else "a local socket",
+                    _text(connection.client_address) if connection.client_address else "a local socket",
                     extra={"id": handshake.client_id},
                 )
                 return 403, "the agent is not authorized for this id"
 
         def take_over(transport: Any, key: bytes, rest: bytes) -> object:
-            link = AgentLink(self.agents, loop_state(), client_id, connection.peer_address)
+            link = AgentLink(self.agents, loop_state(), client_id, connection.client_address)
             return accept_websocket(transport, link, key, rest)
 
         return take_over
@@ -296,9 +296,16 @@ def memory_bound(settings: ProxySettings) -> int:
 
 
 def _log_access(
-    connection: ServerConnection, method: bytes, target: bytes, client_id: bytes, status: int, size: int, seconds: float
+    connection: ServerConnection,
+    method: bytes,
+    target: bytes,
+    client_id: bytes,
+    status: int,
+    size: int,
+    seconds: float,
+    request_id: bytes,
 ) -> None:
-    address = connection.peer_address
+    address = connection.client_address
     access_logger.info(
         "%s %s %s %d %d %.3fs",
         address[0] if address else "-",
@@ -307,7 +314,13 @@ def _log_access(
         status,
         size,
         seconds,
-        extra={"id": client_id.decode("latin-1"), "status": status, "bytes": size, "seconds": round(seconds, 6)},
+        extra={
+            "id": client_id.decode("latin-1"),
+            "status": status,
+            "bytes": size,
+            "seconds": round(seconds, 6),
+            "request": request_id.decode("ascii"),
+        },
     )
 
 

@@ -66,7 +66,7 @@ def commands() -> list[tuple[Block, list[str]]]:
     """Every `backstream …` that a page tells to type, with its arguments."""
     found = []
     for block in blocks("console"):
-        for line in block.text.splitlines():
+        for line in block.text.replace("\\\n", " ").splitlines():
             match = re.match(r"[$#] (?:\S*/)?backstream( .*)?$", line)
             if match:
                 found.append((block, shlex.split(match[1] or "")))

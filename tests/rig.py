@@ -397,6 +397,19 @@ def always(answer: bytes) -> Callable[[Wire, int], Awaitable[None]]:
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
+class Recorder:
+    """As `always`, and keeps the requests that it saw."""
+
+    def __init__(self, answer: bytes = OK) -> None:
+        self.answer = answer
+        self.seen: list[Message] = []
+
+    async def __call__(self, wire: Wire, number: int) -> None:
+        while True:
+            self.seen.append(await wire.request())
+            await wire.send(self.answer)
+
+
 # --- the tunnel in this process ---
 
 QUICK = backstream.SessionSettings(ping_interval=0.2, ping_timeout=0.6, hello_timeout=0.6)

@@ -18,23 +18,37 @@ cdef enum ReaderState:
     READ_FINISHED = 4   # nothing is read until `next_message()`
 
 cdef enum FieldKind:
+    # What goes on to the other side, unless something else is said about it:
     FIELD_OTHER = 0
+    FIELD_DATE              # these two for one hop only, where Connection names them
+    FIELD_TRAILER
+    FIELD_VIA
+    FIELD_EXPECT
+    FIELD_MAX_FORWARDS
+    FIELD_REQUEST_ID
+    FIELD_FORWARDED
+    FIELD_X_FORWARDED_FOR
+    FIELD_X_FORWARDED_PROTO
+    FIELD_X_FORWARDED_HOST
+    FIELD_X_FORWARDED       # x-forwarded-… beside these, x-real-ip
+    # What belongs to this hop:
     FIELD_HOST
     FIELD_CONNECTION
     FIELD_KEEP_ALIVE
     FIELD_PROXY_CONNECTION
     FIELD_TE
-    FIELD_TRAILER
     FIELD_TRANSFER_ENCODING
     FIELD_UPGRADE
     FIELD_CONTENT_LENGTH
-    FIELD_EXPECT
-    FIELD_DATE
-    FIELD_VIA
     FIELD_CLIENT_ID
     FIELD_REQUEST_TIMEOUT
-    FIELD_OWN           # x-backstream-… beside these two
-    FIELD_NOMINATED     # named by Connection: of this hop only
+    FIELD_OWN               # x-backstream-… beside these two; with "_" for "-", what some servers take for ours
+    FIELD_NOMINATED         # named by Connection: of this hop only
+
+
+cdef inline bint goes_on(int kind) noexcept:
+    """Whether a field of this kind is one of the message, not of the hop (RFC 9110 §7.6.1)."""
+    return kind < FIELD_HOST
 
 
 cdef struct Limits:
@@ -97,6 +111,8 @@ cdef class RequestReader(MessageReader):
     cdef:
         Slice method
         Slice target
+        bytes target_copy           # what a target that had to be written anew lives in
+        bytes max_forwards          # likewise
 
 
 cdef class ResponseReader(MessageReader):

@@ -61,11 +61,19 @@ cdef FieldKind kind_of(Slice name) noexcept:
             return FIELD_UPGRADE
         if memcmp(name.ptr, b"trailer", 7) == 0:
             return FIELD_TRAILER
+    elif name.ptr[0] == c'x' and name.size > 8 and (name.ptr[1] == c'-' or name.ptr[1] == c'_'):
+        return _kind_of_x(name)
+    elif name.size == 9:
+        if memcmp(name.ptr, b"forwarded", 9) == 0:
+            return FIELD_FORWARDED
     elif name.size == 10:
         if memcmp(name.ptr, b"connection", 10) == 0:
             return FIELD_CONNECTION
         if memcmp(name.ptr, b"keep-alive", 10) == 0:
             return FIELD_KEEP_ALIVE
+    elif name.size == 12:
+        if memcmp(name.ptr, b"max-forwards", 12) == 0:
+            return FIELD_MAX_FORWARDS
     elif name.size == 14:
         if memcmp(name.ptr, b"content-length", 14) == 0:
             return FIELD_CONTENT_LENGTH
@@ -75,13 +83,45 @@ cdef FieldKind kind_of(Slice name) noexcept:
     elif name.size == 17:
         if memcmp(name.ptr, b"transfer-encoding", 17) == 0:
             return FIELD_TRANSFER_ENCODING
-    if name.size > 13 and memcmp(name.ptr, b"x-backstream-", 13) == 0:
+    return FIELD_OTHER
+
+
+cdef FieldKind _kind_of_x(Slice name) noexcept:
+    """`kind_of` for names that begin with x-. CGI's heirs take x_a_b for x-a-b: such a double of ours is FIELD_OWN."""
+    cdef FieldKind kind
+    if _begins(name, b"x-backstream-", 13):
         if equals(name, b"x-backstream-client-id", 22):
             return FIELD_CLIENT_ID
         if equals(name, b"x-backstream-request-timeout", 28):
             return FIELD_REQUEST_TIMEOUT
         return FIELD_OWN
-    return FIELD_OTHER
+    if _begins(name, b"x-forwarded-", 12):
+        if name.size == 15 and _begins(name, b"x-forwarded-for", 15):
+            kind = FIELD_X_FORWARDED_FOR
+        elif name.size == 17 and _begins(name, b"x-forwarded-proto", 17):
+            kind = FIELD_X_FORWARDED_PROTO
+        elif name.size == 16 and _begins(name, b"x-forwarded-host", 16):
+            kind = FIELD_X_FORWARDED_HOST
+        else:
+            kind = FIELD_X_FORWARDED
+    elif name.size == 12 and _begins(name, b"x-request-id", 12):
+        kind = FIELD_REQUEST_ID
+    elif name.size == 9 and _begins(name, b"x-real-ip", 9):
+        kind = FIELD_X_FORWARDED
+    else:
+        return FIELD_OTHER
+    return FIELD_OWN if memchr(name.ptr, c'_', name.size) != NULL else kind
+
+
+cdef bint _begins(Slice name, const char* text, Py_ssize_t size) noexcept:
+    """Whether `name` begins with `text`, a "_" in it standing for "-" too."""
+    cdef Py_ssize_t i
+    if name.size < size:
+        return False
+    for i in range(size):
+        if name.ptr[i] != text[i] and not (name.ptr[i] == c'_' and text[i] == c'-'):
+            return False
+    return True
 
 
 cdef bint next_token(Slice* rest, Slice* token) noexcept:
@@ -189,7 +229,7 @@ cdef class MessageReader:
 
     cdef Event read(self, char** data, Py_ssize_t* size) except *:
         """Takes what it can from `data` and says what came of it; call again until NEED_DATA or END."""
-        cdef Py_ssize_t taken, content
+        cdef Py_ssize_t taken, content, i
         cdef bytes piece
         if self.state == READ_HEAD:
             return self._read_head(data, size)
@@ -221,6 +261,9 @@ cdef class MessageReader:
             if self.chunk_state == CHUNKS_DONE and self.partial.size:
                 self.trailer_fields = FieldArray()
                 self._split_fields(self.partial.data, self.partial.data + self.partial.size, self.trailer_fields)
+                for i in range(self.trailer_fields.count):
+                    if self.trailer_fields.items[i].kind == FIELD_CONNECTION:
+                        self.parser_spent = True        # llhttp takes it for the head's, and reads nothing any more
         elif self.message_complete:
             raise MessageError(400, "the framing of the body is ambiguous")
         if self.body_pieces:
@@ -450,7 +493,7 @@ cdef class MessageReader:
                             raise MessageError(400, "Connection is no list of tokens")
                         for j in range(self.fields.count):
                             other = &self.fields.items[j]
-                            if other.name.size == token.size and other.kind in (FIELD_OTHER, FIELD_DATE, FIELD_VIA):
+                            if other.kind <= FIELD_DATE and other.name.size == token.size:
                                 k = 0
                                 while k < token.size and (token.ptr[k] | (0x20 if c'A' <= token.ptr[k] <= c'Z' else 0)
                                                           ) == other.name.ptr[k]:

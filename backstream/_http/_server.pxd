@@ -5,7 +5,10 @@ from backstream._buffer cimport Buffer
 from backstream._codec cimport RequestHead, Slice
 from backstream._exchange cimport Exchange, Responder
 from backstream._http._clients cimport Client, ClientTable
+from backstream._http._forwarding cimport Forwarding, Peer, RequestId
 from backstream._http._message cimport Limits, RequestReader
+from backstream._http._routing cimport Router
+from backstream._http._trust cimport Networks
 from backstream._http._writer cimport SocketWriter
 
 
@@ -31,6 +34,10 @@ cdef class ServerContext:
         double min_head_rate            # bytes per second, 0 for no minimum
         double min_body_rate
         bytes agent_path
+        bint trace
+        Router router                   # None: only the field names an id
+        Forwarding forwarding
+        Networks proxy_protocol         # whose connections begin with a PROXY header; None: nobody's
         dict upgrades                   # protocols that may be switched to: name in lower case -> name
         Buffer scratch                  # where a request's head is encoded
         # policy
@@ -65,9 +72,9 @@ cdef class ServerConnection(_ProtocolBase):
         object transport
         SocketWriter writer
         Client client                   # None on a Unix socket
-        bytes peer                      # ip:port
-        readonly object peer_address
+        Peer peer
         # state of the connection
+        Buffer preface                  # of a PROXY header that has not come whole; None: none is awaited
         bint reading
         bint closing                    # closes once everything is sent
         bint lingering                  # reads on and drops, so that the last answer is not lost to a reset
@@ -84,11 +91,15 @@ cdef class ServerConnection(_ProtocolBase):
         double unread_seconds           # of them, those in which this side did not read
         double paused_at
         int64_t read_bytes              # of the body
-        bytes target_copy
+        bint in_head                    # its head is being judged: the reader's fields are valid
+        bint awaits_continue            # the client sends its body when it is told to, and was not yet
+        readonly object client_address  # (host, port) of who asked, as far as that can be told
+        RequestId request_id
         Buffer held                     # bytes behind the request that is being served
         # state of the response
         bint keep_alive
         bint is_head
+        bint takes_trailers             # the client said TE: trailers
         int minor
         bint head_sent
         ResponseFraming framing
@@ -101,7 +112,9 @@ cdef class ServerConnection(_ProtocolBase):
 
     cdef int input(self, char* data, Py_ssize_t size) except -1
     cdef int _parse(self, char* data, Py_ssize_t size) except -1
+    cdef int _proxy_header(self, char** data, Py_ssize_t* size) except -1
     cdef bint _request_head(self, char** data, Py_ssize_t* size) except -1
+    cdef int _serve(self, char* rest, Py_ssize_t rest_size) except -1
     cdef int _forward(self, RequestHead* head, bytes client_id, double timeout, bytes upgrade) except -1
     cdef bytes _offered(self, dict protocols)
     cdef int _request_end(self) except -1
@@ -111,13 +124,13 @@ cdef class ServerConnection(_ProtocolBase):
     cdef bint _too_slow(self, int64_t count, double rate) except -1
     cdef int _await_request(self, double seconds) except -1
     cdef int _update_reading(self) except -1
-    cdef int _refuse(self, int status, str cause, str detail) except -1
+    cdef int _refuse(self, object error) except -1
     cdef int _close_when_sent(self) except -1
     cdef int _raw_ended(self) except -1
     cdef int _write_status(self, int status, Slice reason) except -1
     cdef int _write_length(self, uint64_t length) except -1
+    cdef int _write_request_id(self) except -1
     cdef bint _is_agent_path(self, Slice target) except -1
-    cdef bint _target(self, RequestHead* head) except -1
     cdef int _abort(self) except -1
-    cdef int _error(self, int status, str cause, str detail, str leg) except -1
+    cdef int _answer(self, int status, list lines, bytes body) except -1
     cdef int _log(self) except -1

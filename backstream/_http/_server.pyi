@@ -31,4 +31,4 @@ class ServerContext:
     async def wait_empty(self) -> None: ...
 
 class ServerConnection(Responder, asyncio.BufferedProtocol):
-    peer_address: tuple[str, int] | None
+    client_address: tuple[str, int] | None

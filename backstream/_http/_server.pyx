@@ -9,7 +9,6 @@ Rules that hold here:
 """
 
 import asyncio
-import base64
 import logging
 import socket
 from http import HTTPStatus
@@ -20,21 +19,29 @@ from backstream._agents cimport AgentTable
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport (
     BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers,
-    bytes_of, encode_request, equals, equals_lower, is_authority, is_client_id, is_target, slice_of,
+    bytes_of, decode_request, encode_request, equals, is_client_id, slice_of,
 )
 from backstream._exchange cimport Exchange, Responder
 from backstream._http._clients cimport ClientTable
+from backstream._http._final_recipient cimport own_answer
+from backstream._http._forwarding cimport Forwarding
 from backstream._http._message cimport (
-    BODY, END, FIELD_CLIENT_ID, FIELD_DATE, FIELD_EXPECT, FIELD_HOST, FIELD_OTHER, FIELD_REQUEST_TIMEOUT, FIELD_TE,
-    FIELD_TRAILER, FIELD_UPGRADE, FIELD_VIA, HEAD, NEED_DATA, READ_FINISHED, READ_HEAD, Event, RequestReader,
+    BODY, END, FIELD_OTHER, FIELD_UPGRADE, HEAD, NEED_DATA, READ_FINISHED, READ_HEAD, Event, RequestReader,
     next_token,
 )
+from backstream._http._request cimport Asked, take_fields, timeout_of
+from backstream._http._routing cimport Router, read_target
+from backstream._http._trailers cimport keep_trailers
+from backstream._http._trust cimport Networks
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, loop_state, monotonic
 
+from backstream._http._error_pages import error_page
+from backstream._http._final_recipient import options_answer
+from backstream._http._handshake import judge_handshake
+from backstream._http._proxy_protocol import read_proxy_header
 from backstream._http.errors import MessageError
-from backstream.config import parse_duration
-from backstream.errors import ConfigurationError
+from backstream.errors import StreamError
 
 
 cdef enum:
@@ -83,6 +90,11 @@ cdef class ServerContext:
         self.min_head_rate = settings.min_head_rate
         self.min_body_rate = settings.min_body_rate
         self.agent_path = settings.agent_path.encode()
+        self.trace = settings.trace
+        routed = settings.route_host or settings.route_path or settings.default_id is not None
+        self.router = Router(settings) if routed else None
+        self.forwarding = Forwarding(settings)
+        self.proxy_protocol = Networks(settings.proxy_protocol) if settings.proxy_protocol else None
         self.upgrades = {name.lower().encode(): name.encode() for name in settings.upgrade}
         self.scratch = Buffer()
         self.on_agent = on_agent
@@ -125,9 +137,9 @@ cdef class ServerContext:
             connection._abort()
 
 
-cdef inline Slice _head_of(Slice s, Py_ssize_t size) noexcept:
-    s.size = size
-    return s
+cdef list _pairs(FieldArray fields):
+    cdef Py_ssize_t i
+    return [(bytes_of(fields.items[i].name), bytes_of(fields.items[i].value)) for i in range(fields.count)]
 
 
 cdef class _ProtocolBase(Responder):
@@ -145,7 +157,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.held = Buffer()
 
     def __repr__(self):
-        return f"<ServerConnection {self.peer_address}>"
+        return f"<ServerConnection {self.client_address}>"
 
     # --- asyncio ---
 
@@ -154,28 +166,40 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.transport = transport
         self.reading = True
         self.writer.attach(transport)
-        self.peer = b""
-        if isinstance(address, tuple):
-            self.peer_address = address[:2]
-            self.peer = (f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}").encode()
-            if b"%" in self.peer:       # an IPv6 zone means nothing to others
-                self.peer = f"[{address[0].partition('%')[0]}]:{address[1]}".encode()
+        self._set_peer(address[:2] if isinstance(address, tuple) else None)
+        if self.context.proxy_protocol is not None and address and address[0] in self.context.proxy_protocol:
+            self.preface = Buffer()
         if len(self.context.connections) >= self.context.settings.max_connections:
             # Told and closed at once, without waiting for a request: there is no place for it.
             return self._turn_away("the proxy has all the connections it takes")
-        if self.peer:
-            self.client = self.context.clients.enter(address[0])
-            if self.client is None:
-                return self._turn_away(f"{address[0]} has all the connections that one address may have")
+        if self.preface is None and not self._enter():
+            return
         self.context.connections.add(self)
         self.head_timed = True
         self._await_request(self.context.header_timeout)
 
+    def _enter(self):
+        """Counts the connection for its client's address; false where that has all that it may have.
+
+        Behind a trusted peer are many clients: the limits per address are for that peer to set.
+        """
+        if self.peer.address is None or self.peer.trusted:
+            return True
+        self.client = self.context.clients.enter(self.peer.address[0])
+        if self.client is None:
+            self._turn_away(f"{self.peer.address[0]} has all the connections that one address may have")
+        return self.client is not None
+
     def _turn_away(self, str why):
         """There is no place for the connection: told and closed at once, without waiting for a request."""
-        self._refuse(503, "connection_limit_reached", why)
+        self._refuse(MessageError(503, why, "connection_limit_reached"))
         self.lingering = False
         self.flush()
+
+    def _set_peer(self, address):
+        cdef bint secure = self.transport.get_extra_info("ssl_object") is not None
+        self.peer = self.context.forwarding.peer(address, b"https" if secure else b"http")
+        self.client_address = self.peer.address
 
     def get_buffer(self, sizehint):
         cdef int64_t room
@@ -289,11 +313,12 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return self._abort()
         if self.exchange is not None:
             return self.exchange.deadline()
+        if self.preface is not None:
+            return self._abort()
         if self.reader.between_messages():
             return self._close_when_sent()
         self.is_head = self.reader.is_head
-        return self._refuse(408, "http_request_error",
-                            f"the head did not come within {self.context.header_timeout:g} s")
+        return self._refuse(MessageError(408, f"the head did not come within {self.context.header_timeout:g} s"))
 
     cdef int flush(self) except -1:
         cdef int64_t taken
@@ -341,6 +366,10 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return 0
         if self.closing or self.closed:
             return 0
+        if self.preface is not None:
+            self._proxy_header(&data, &size)
+            if self.preface is not None or self.closed:
+                return 0
         try:
             self._parse(data, size)
         except MessageError as error:
@@ -352,9 +381,30 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 self._close_when_sent()
             else:
                 self._gone("the client's request is malformed")
-                self._refuse(error.status, "http_request_error", str(error))
+                self._refuse(error)
         if not self.closed:
             self._update_reading()
+        return 0
+
+    cdef int _proxy_header(self, char** data, Py_ssize_t* size) except -1:
+        """Takes a load balancer's word for who connected to it; without one there is no connection."""
+        cdef Py_ssize_t before = self.preface.size, taken
+        append(self.preface, data[0], size[0])
+        try:
+            header = read_proxy_header(self.preface.data[:self.preface.size])
+        except MessageError as error:
+            logger.debug("%s: %s", self.client_address, error)
+            return self._abort()
+        if header is None:
+            return 0
+        self.preface = None
+        if header.source is not None:
+            self._set_peer(header.source)
+            if not self._enter():
+                return 0
+        taken = header.size - before
+        data[0] += taken
+        size[0] -= taken
         return 0
 
     cdef int _parse(self, char* data, Py_ssize_t size) except -1:
@@ -381,6 +431,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 self._request_head(&data, &size)
             elif event == BODY:
                 body = self.reader.take_body()
+                self.awaits_continue = False
                 if self.exchange is not None:
                     self.read_bytes += len(body)
                     if 0 < self.context.max_body < self.read_bytes:
@@ -424,7 +475,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return 0
         if self.reader.trailer_fields is not None:
             trailers.fields = self.reader.trailer_fields.items
-            trailers.field_count = self._forwardable_trailers(self.reader.trailer_fields)
+            trailers.field_count = keep_trailers(trailers.fields, self.reader.trailer_fields.count)
             self.exchange.end(&trailers)
         else:
             self.exchange.end(NULL)
@@ -466,134 +517,100 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
     cdef bint _request_head(self, char** data, Py_ssize_t* size) except -1:
         """Judges a head and sends the request on its way; false when nothing more is to be parsed."""
         cdef RequestReader reader = self.reader
-        cdef ServerContext context = self.context
-        cdef RequestHead head
-        cdef Field* field
-        cdef Slice client_id, timeout_text, host, rest, token
-        cdef bytes upgrade = None
-        cdef bint offers_websocket = False
-        cdef Py_ssize_t i, count = 0
-        cdef int hosts = 0, ids = 0, timeouts = 0, expects = 0
-        cdef bint takes_trailers = False
-        cdef double timeout = context.request_timeout
         self.loop.clear_deadline(self)
         self.minor = reader.minor
-        self.keep_alive = reader.keep_alive and not context.draining
+        self.keep_alive = reader.keep_alive and not self.context.draining
         self.is_head = equals(reader.method, b"HEAD", 4)
         self.head_sent = False
         self.status = 0
         self.framing = FRAMED_NONE
         self.request_open = reader.state != READ_FINISHED
-        if context.access_log is not None:
+        self.takes_trailers = self.awaits_continue = False
+        if self.context.access_log is not None:
             self.started_at = monotonic()
             self.sent_bytes = 0
             self.logged_method = bytes_of(reader.method)
             self.logged_target = bytes_of(reader.target)
+        self.in_head = True
+        try:
+            self._serve(data[0], size[0])
+        except MessageError as error:
+            self._refuse(error)
+        self.in_head = False
+        return not (self.closing or self.closed)
+
+    cdef int _serve(self, char* rest, Py_ssize_t rest_size) except -1:
+        """What becomes of a request, by its head. Raises MessageError to refuse it."""
+        cdef RequestReader reader = self.reader
+        cdef ServerContext context = self.context
+        cdef Forwarding forwarding = context.forwarding
+        cdef RequestHead head
+        cdef Asked asked
+        cdef Field field
+        cdef bytes client_id
+        cdef object own = None
+        cdef bytes upgrade = None
+        cdef bint offers_websocket = False
+        cdef double timeout
         if equals(reader.method, b"CONNECT", 7):
             self.keep_alive = False
-            self._refuse(405, "http_request_denied", "CONNECT is not served here")
-            return False
+            raise MessageError(405, "CONNECT is not served here", "http_request_denied")
+        if self.peer.trusted:
+            self.client_address = forwarding.read_trail(self.peer, reader.fields) or self.peer.address
+        if reader.method.ptr[0] == c'O' or reader.method.ptr[0] == c'T':
+            own = own_answer(reader, context.trace)
         if reader.upgrade:
             offers_websocket = context.serves_agents and self._offered(WEBSOCKET) is not None
             if reader.minor == 1 and not self.request_open:
                 upgrade = self._offered(context.upgrades)
-        client_id.size = 0
-        host.ptr = NULL
-        host.size = 0
-        for i in range(reader.fields.count):
-            field = &reader.fields.items[i]
-            if field.kind == FIELD_HOST:
-                hosts += 1
-                host = field.value
-                continue
-            if field.kind == FIELD_TE:
-                rest = field.value
-                while next_token(&rest, &token):
-                    if equals_lower(token, b"trailers", 8):
-                        takes_trailers = True
-                continue
-            if field.kind == FIELD_EXPECT:
-                if not equals_lower(field.value, b"100-continue", 12):
-                    self._refuse(417, "http_request_error", "the only expectation met here is 100-continue")
-                    return False
-                expects += 1
-                if reader.minor == 0 or not self.request_open or expects > 1:
-                    continue
-            elif field.kind == FIELD_CLIENT_ID:
-                ids += 1
-                client_id = field.value
-            elif field.kind == FIELD_REQUEST_TIMEOUT:
-                timeouts += 1
-                timeout_text = field.value
-            elif field.kind not in (FIELD_OTHER, FIELD_DATE, FIELD_TRAILER, FIELD_VIA):
-                continue
-            if count != i:
-                reader.fields.items[count] = field[0]
-            count += 1
-        reader.fields.count = count
-        if takes_trailers:
-            self._add_te(reader.fields)
-        # Host and the target (RFC 9112 §3.2)
-        head.target = reader.target
-        head.authority = host
-        if hosts > 1 or hosts == 0 and reader.minor == 1:
-            self._refuse(400, "http_request_error", "exactly one Host is required")
-            return False
-        if host.size and not is_authority(host):
-            self._refuse(400, "http_request_error", "Host is no host[:port]")
-            return False
-        if not self._target(&head):
-            return False
+        take_fields(reader, &asked, forwarding.name, self.peer.trusted and forwarding.x_forwarded)
+        forwarding.take_request_id(asked.request_id, &self.request_id)
+        self.takes_trailers = asked.takes_trailers
+        self.awaits_continue = asked.awaits_continue
+        head.method = reader.method
+        head.authority = asked.host
+        head.http_minor = reader.minor
+        read_target(reader, &head)
         if offers_websocket and equals(reader.method, b"GET", 3) and self._is_agent_path(head.target):
-            self._agent_handshake(bytes_of(client_id) if ids else None, ids, data[0][:size[0]])
-            return False
+            return self._agent_handshake(rest[:rest_size])
         if not context.serves_clients:
-            self._refuse(404, "destination_not_found", f"this port is for agents, at {context.agent_path.decode()}")
-            return False
-        if ids != 1:
-            self._refuse(400, "http_request_error", "header x-backstream-client-id is required" if ids == 0
-                         else "more than one header x-backstream-client-id")
-            return not self.closing
-        if not is_client_id(client_id):
-            self._refuse(400, "http_request_error",
-                         "header x-backstream-client-id is not 1 to 128 visible ASCII characters")
-            return not self.closing
+            raise MessageError(404, f"this port is for agents, at {context.agent_path.decode()}",
+                               "destination_not_found")
+        if own is not None:
+            return self._answer(200, own[0], own[1])
+        head.prefix.size = 0
+        if asked.has_client_id:
+            if not is_client_id(asked.client_id):
+                raise MessageError(400, "header x-backstream-client-id is not 1 to 128 visible ASCII characters")
+            client_id = bytes_of(asked.client_id)
+        else:
+            client_id = context.router.route(&head) if context.router is not None else None
+            if client_id is None and head.target.ptr[0] == c'*':
+                own = options_answer(context.trace)
+                return self._answer(200, own[0], own[1])
+            if client_id is None:
+                raise MessageError(400, "header x-backstream-client-id is required")
+            field.name = slice_of(b"x-backstream-client-id")
+            field.value = slice_of(client_id)
+            field.kind = FIELD_OTHER
+            reader.fields.add(field)
         if self.client is not None and not context.clients.is_calm(self.client):
             self.keep_alive = False
-            self._refuse(429, "http_request_denied", "too many requests of this address were given up")
-            return not self.closing
+            raise MessageError(429, "too many requests of this address were given up", "http_request_denied")
         if context.max_body and reader.body == BODY_SIZED and reader.length > context.max_body:
-            self._refuse(413, "http_request_error", f"the body is larger than {context.max_body} bytes")
-            return not self.closing
-        if timeouts:
-            try:
-                if timeouts > 1:
-                    raise ConfigurationError("it stands there more than once")
-                timeout = parse_duration(bytes_of(timeout_text).decode("ascii", "replace"))
-            except ConfigurationError as error:
-                self._refuse(400, "http_request_error", f"header x-backstream-request-timeout: {error}")
-                return not self.closing
-        if timeout < 0:
-            timeout = 0
-        if context.max_request_timeout > 0 and (timeout == 0 or timeout > context.max_request_timeout):
-            timeout = context.max_request_timeout
-        head.method = reader.method
-        head.scheme = slice_of(b"http")
-        head.peer = slice_of(self.peer)
-        head.upgrade.size = head.client_id.size = head.prefix.size = 0
-        head.client_id = client_id
+            raise MessageError(413, f"the body is larger than {context.max_body} bytes")
+        timeout = timeout_of(&asked, context.request_timeout, context.max_request_timeout)
+        head.upgrade.size = 0
+        head.client_id = slice_of(client_id)
         head.http_major = 1
-        head.http_minor = reader.minor
         head.body = reader.body
         head.length = <uint64_t>reader.length if reader.body == BODY_SIZED else 0
         if upgrade is not None:
             head.upgrade = slice_of(upgrade)
             head.body = BODY_NONE
         head.time_budget_ms = <uint64_t>(timeout * 1000 + 0.999)
-        head.fields = reader.fields.items
-        head.field_count = reader.fields.count
-        self._forward(&head, bytes_of(client_id), timeout, upgrade)
-        return not self.closing
+        forwarding.add_fields(self.peer, &head, reader.fields, &self.request_id)
+        return self._forward(&head, client_id, timeout, upgrade)
 
     cdef bytes _offered(self, dict protocols):
         """The first member of Upgrade that is a key of `protocols` (in lower case): its value there, or None."""
@@ -609,13 +626,6 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                     if found is not None:
                         return found
         return None
-
-    def _add_te(self, FieldArray fields):
-        cdef Field te
-        te.name = slice_of(b"te")
-        te.value = slice_of(b"trailers")
-        te.kind = FIELD_TE
-        fields.add(te)
 
     cdef int _forward(self, RequestHead* head, bytes client_id, double timeout, bytes upgrade) except -1:
         cdef ServerContext context = self.context
@@ -647,88 +657,21 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef bytes path = bytes_of(target)
         return path.partition(b"?")[0] == self.context.agent_path
 
-    cdef bint _target(self, RequestHead* head) except -1:
-        """Origin-form, `*` for OPTIONS, or absolute-form, whose authority is worth more than Host."""
-        cdef Slice target = head.target
-        cdef Py_ssize_t at, start
-        cdef bint options = equals(self.reader.method, b"OPTIONS", 7)
-        if target.ptr[0] != c'/' and not (target.size == 1 and target.ptr[0] == c'*'):
-            start = 7
-            if target.size > 8 and equals_lower(_head_of(target, 8), b"https://", 8):
-                start = 8
-            elif not (target.size > 7 and equals_lower(_head_of(target, 7), b"http://", 7)):
-                self._refuse(400, "http_request_error", "the target is neither a path nor an http URL")
-                return False
-            at = start
-            while at < target.size and target.ptr[at] != c'/' and target.ptr[at] != c'?':
-                at += 1
-            head.authority.ptr = target.ptr + start
-            head.authority.size = at - start
-            if not is_authority(head.authority):
-                self._refuse(400, "http_request_error", "the target's authority is no host[:port]")
-                return False
-            head.target.ptr = target.ptr + at
-            head.target.size = target.size - at
-            if head.target.size == 0:
-                head.target = slice_of(b"*" if options else b"/")
-            elif head.target.ptr[0] == c'?':
-                self.target_copy = b"/" + bytes_of(head.target)
-                head.target = slice_of(self.target_copy)
-        if not is_target(head.target) or (head.target.ptr[0] == c'*' and not options):
-            self._refuse(400, "http_request_error", "the target has characters that may not stand in it")
-            return False
-        return True
-
-    def _forwardable_trailers(self, FieldArray fields):
-        """Drops trailers that may not be ones (RFC 9110 §6.5.1); returns how many are left."""
-        cdef Py_ssize_t i, count = 0
-        for i in range(fields.count):
-            if fields.items[i].kind == FIELD_OTHER:
-                fields.items[count] = fields.items[i]
-                count += 1
-        return count
-
     # --- agents ---
 
-    def _agent_handshake(self, client_id, int ids, bytes rest):
-        """RFC 6455 §4.2; the WebSocket is picows' from then on."""
+    def _agent_handshake(self, bytes rest):
+        """The WebSocket is picows' from then on."""
         cdef RequestReader reader = self.reader
-        cdef Field* field
-        cdef Py_ssize_t i
-        cdef dict found = {}
-        cdef list fields = []
-        for i in range(reader.fields.count):
-            field = &reader.fields.items[i]
-            name = bytes_of(field.name)
-            fields.append((name, bytes_of(field.value)))
-            found.setdefault(name, []).append(bytes_of(field.value))
-        if ids == 0:
-            return self._refuse(400, "http_request_error", "header x-backstream-client-id is required")
-        if ids > 1 or not is_client_id(slice_of(client_id)):
-            return self._refuse(400, "http_request_error",
-                                "header x-backstream-client-id is not 1 to 128 visible ASCII characters, once")
-        if reader.minor != 1 or reader.body != BODY_NONE:
-            return self._refuse(400, "http_request_error", "a WebSocket handshake is an HTTP/1.1 GET without a body")
-        if found.get(b"sec-websocket-version") != [b"13"]:
-            return self._refuse(426, "http_upgrade_failed", "Sec-WebSocket-Version must be 13")
-        key = found.get(b"sec-websocket-key", [])
-        try:
-            if len(key) != 1 or len(base64.b64decode(key[0], validate=True)) != 16:
-                raise ValueError
-        except ValueError:
-            return self._refuse(400, "http_request_error", "Sec-WebSocket-Key is not 16 bytes in base64")
-        offered = b",".join(found.get(b"sec-websocket-protocol", [])).split(b",")
-        if b"backstream.v1" not in [name.strip() for name in offered]:
-            return self._refuse(501, "http_upgrade_failed",
-                                "the subprotocol backstream.v1 is required; the seed wire is not spoken yet")
-        answer = self.context.on_agent(self, client_id, tuple(fields))
+        fields = _pairs(reader.fields)
+        handshake = judge_handshake(fields, reader.minor, reader.body != BODY_NONE)
+        answer = self.context.on_agent(self, handshake.client_id, tuple(fields))
         if isinstance(answer, tuple):
-            return self._refuse(answer[0], "http_upgrade_failed", answer[1])
+            raise MessageError(answer[0], answer[1], "http_upgrade_failed")
         self.writer.send()      # the answers to what came before it
         transport = self.transport
         self._detach()
-        answer(transport, key[0], rest)
-        return None
+        answer(transport, handshake.key, rest)
+        return 0
 
     def _detach(self):
         """The socket is somebody else's from now on."""
@@ -752,6 +695,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
     cdef int send_interim(self, const ResponseHead* head) except -1:
         if self.minor == 0 or self.head_sent or self.closing:
             return 0        # RFC 9110 §15.2: never to HTTP/1.0
+        if head.status == 100:
+            self.awaits_continue = False
         self._write_status(head.status, head.reason)
         self.writer.fields(head.fields, head.field_count)
         self.writer.text(b"\r\n")
@@ -759,7 +704,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
 
     cdef int send_head(self, const ResponseHead* head, bint end) except -1:
         cdef Py_ssize_t i
-        cdef bint dated = False
+        cdef const Field* field
+        cdef bint dated = False, has_id = False
         cdef int status = head.status
         if self.closing:
             return 0
@@ -767,9 +713,17 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.status = status
         self._write_status(status, head.reason)
         for i in range(head.field_count):
-            if head.fields[i].name.size == 4 and equals(head.fields[i].name, b"date", 4):
+            field = &head.fields[i]
+            if equals(field.name, b"date", 4):
                 dated = True
-        self.writer.fields(head.fields, head.field_count)
+            elif equals(field.name, b"trailer", 7) and not self.takes_trailers:
+                continue        # it announces what will be dropped
+            elif equals(field.name, b"x-request-id", 12):
+                has_id = True
+            self.writer.fields(field, 1)
+        self.writer.text(self.context.forwarding.via_line)
+        if not has_id:
+            self._write_request_id()
         if status == 101:
             self.framing = FRAMED_RAW
             self.writer.text(b"connection: upgrade\r\nupgrade: " + bytes_of(head.upgrade) + b"\r\n\r\n")
@@ -788,7 +742,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self.writer.text(b"date: ")
             self.writer.text(self.loop.http_date())
             self.writer.text(b"\r\n")
-        if self.request_open and end or self.context.draining:
+        if (self.request_open and (end or status >= 300 or self.awaits_continue)) or self.context.draining:
+            # The rest of the request's body is not worth waiting for; a client that waits for 100 need not send it.
             self.keep_alive = False
         if self.is_head or status == 304:
             self.framing = FRAMED_NONE
@@ -796,6 +751,9 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 self._write_length(head.length)
         elif status == 204:
             self.framing = FRAMED_NONE
+        elif status == 205:
+            self.framing = FRAMED_NONE      # RFC 9110 §15.3.6: no content, and the client is told so
+            self._write_length(0)
         elif head.body == BODY_SIZED or head.body == BODY_NONE or end:
             self.framing = FRAMED_SIZED
             self._write_length(head.length)
@@ -821,6 +779,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
     cdef int send_data(self, const char* data, Py_ssize_t size) except -1:
         if self.closing:
             return 0
+        if self.framing == FRAMED_NONE:
+            return self.exchange.taken(size)
         if self.framing == FRAMED_CHUNKED:
             self.writer.chunk(data, size)
         else:
@@ -837,13 +797,17 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self.half_closing = True
             return self.loop.schedule_flush(self)
         if self.framing == FRAMED_CHUNKED:
-            self.writer.text(b"0\r\n\r\n")
+            self.writer.text(b"0\r\n")
+            if trailers != NULL and self.takes_trailers:
+                self.writer.fields(trailers.fields, keep_trailers(trailers.fields, trailers.field_count))
+            self.writer.text(b"\r\n")
         return self._response_done()
 
     cdef int _response_done(self) except -1:
         self.loop.schedule_flush(self)
         self._log()
         self.exchange = None
+        self.request_id.size = 0
         self.writer.forget_body()
         if self.request_open or not self.keep_alive:
             # A socket that is closed on bytes that nobody read is reset, and the answer with it.
@@ -872,7 +836,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         return self._update_reading()
 
     cdef int send_cut(self, str cause) except -1:
-        logger.debug("a response to %s breaks off: %r", self.peer_address, cause)
+        logger.debug("a response to %s breaks off: %r", self.client_address, cause)
         self._log()
         self.exchange = None
         # What came of it goes out; the missing end says that it is not all.
@@ -887,55 +851,73 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return 0
         if self.exchange is not None:
             who = f" (id {self.exchange.client_id.decode('ascii')})"
-        return self._error(status, cause, detail + who, leg)
+        lines, body = error_page(status, cause, detail + who, leg, accept=self._accept(), trace=self.context.trace)
+        return self._answer(status, lines, body)
 
-    cdef int _refuse(self, int status, str cause, str detail) except -1:
-        """A request that goes nowhere."""
+    cdef int _refuse(self, object error) except -1:
+        """Answers a request that goes nowhere; error: the MessageError that says why."""
         if self.request_open or self.reader.state != READ_FINISHED:
             self.keep_alive = False
             self.request_open = True
-        return self._error(status, cause, detail, "client")
+        leg = "client" if error.cause in ("http_request_error", "http_request_denied") else "proxy"
+        lines, body = error_page(error.status, error.cause, str(error), leg, accept=self._accept(),
+                                 trace=self.context.trace)
+        return self._answer(error.status, lines, body)
 
-    cdef int _error(self, int status, str cause, str detail, str leg) except -1:
-        # An agent's words may be in it: no line end of its own gets into the head.
-        detail = "".join([c if " " <= c <= "~" else "?" for c in detail[:300]])
-        cdef bytes body = f"{detail}\n".encode("ascii", "replace")
-        cdef str quoted = detail.replace("\\", "\\\\").replace('"', '\\"')
+    def _accept(self):
+        """The request's Accept lines, as far as they are still at hand."""
+        cdef RequestHead head
+        cdef FieldArray fields = self.reader.fields
+        if self.exchange is not None:
+            fields = FieldArray()
+            try:
+                decode_request(self.exchange.payload.data, self.exchange.payload.size, &head, fields)
+            except StreamError:
+                return []
+        elif not self.in_head:
+            return []
+        return [value for name, value in _pairs(fields) if name == b"accept"]
+
+    cdef int _answer(self, int status, list lines, bytes body) except -1:
+        """An answer of the proxy's own; lines: its fields, beside those that all have."""
         cdef bint keep = self.keep_alive and not self.request_open and not self.context.draining
         self.status = status
         self.keep_alive = keep
         connection = []
+        if self.request_id.size == 0:
+            self.context.forwarding.take_request_id(slice_of(b""), &self.request_id)
         head = [
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-            "content-type: text/plain; charset=utf-8",
+            *lines,
             f"content-length: {len(body)}",
-            f'proxy-status: backstream; error={cause}; leg={leg}; details="{quoted}"',
             f"date: {self.loop.http_date().decode()}",
         ]
-        if status == 503 or status == 429:
-            head.append("retry-after: 1")
-        if status == 405:
-            head.append("allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
-        if status == 426:
-            head.append("sec-websocket-version: 13")
-            head.append("upgrade: websocket")
-            connection.append("upgrade")
         if not keep:
             connection.append("close")
         elif self.minor == 0:
             connection.append("keep-alive")
+        if status == 426:
+            connection.append("upgrade")
         if connection:
             head.append(f"connection: {', '.join(connection)}")
-        self.writer.text("\r\n".join(head).encode("ascii", "replace") + b"\r\n\r\n")
+        self.writer.text("\r\n".join(head).encode("ascii", "replace") + b"\r\n")
+        self._write_request_id()
+        self.writer.text(b"\r\n")
         if not self.is_head:
             self.writer.text(body)
             self.sent_bytes = len(body)
         return self._response_done()
 
+    cdef int _write_request_id(self) except -1:
+        self.writer.text(b"x-request-id: ")
+        append(self.writer.out, self.request_id.text, self.request_id.size)
+        return self.writer.text(b"\r\n")
+
     cdef int _log(self) except -1:
         if self.context.access_log is not None and self.logged_method is not None:
             self.context.access_log(self, self.logged_method, self.logged_target,
                                     self.exchange.client_id if self.exchange is not None else b"", self.status,
-                                    self.sent_bytes, monotonic() - self.started_at)
+                                    self.sent_bytes, monotonic() - self.started_at,
+                                    self.request_id.text[:self.request_id.size])
             self.logged_method = None
         return 0

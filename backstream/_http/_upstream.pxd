@@ -21,6 +21,7 @@ cdef class UpstreamService(Service):
         double pool_idle_timeout
         Limits limits
         Py_ssize_t max_connections
+        bint time_left_header
         # state
         dict idle                       # connections as keys, the one used last at the end
         dict waiting                    # as keys: requests for which there is no connection yet, in order
@@ -78,6 +79,7 @@ cdef class UpstreamConnection(_ProtocolBase):
         bint raw                        # upgraded
         bint reading
         bint closed
+        bint unwritable                 # the upstream's side is gone, what it sent before may still be read
         bint half_closing               # the client's direction of an upgraded stream has ended
         bint upstream_ended             # the upstream's has
         double active_at

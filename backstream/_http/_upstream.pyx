@@ -17,12 +17,12 @@ from libc.stdint cimport int64_t, uint32_t
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport (
     BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, RequestHead, ResponseHead, Slice, Trailers,
-    bytes_of, is_connection_field, slice_of,
+    bytes_of, equals, slice_of,
 )
 from backstream._http._message cimport (
-    BODY, FIELD_DATE, FIELD_EXPECT, FIELD_OTHER, FIELD_TRAILER, FIELD_VIA, HEAD, NEED_DATA, READ_FINISHED,
-    READ_TO_CLOSE, Event, ResponseReader,
+    BODY, HEAD, NEED_DATA, READ_FINISHED, READ_TO_CLOSE, Event, ResponseReader, goes_on,
 )
+from backstream._http._trailers cimport keep_trailers
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, LoopMember, loop_state, monotonic
 from backstream._service cimport Service
@@ -30,10 +30,6 @@ from backstream._session cimport Stream, StreamHandler
 
 from backstream._http.errors import MessageError
 from backstream.errors import StreamError
-
-cdef extern from "<sys/socket.h>" nogil:
-    ssize_t c_recv "recv" (int fd, void* data, size_t size, int flags)
-    int MSG_DONTWAIT
 
 logger = logging.getLogger("backstream.agent")
 
@@ -62,6 +58,7 @@ cdef class UpstreamService(Service):
         self.idle_timeout = settings.idle_timeout
         self.pool_idle_timeout = settings.upstream_idle_timeout
         self.max_connections = settings.upstream_connections
+        self.time_left_header = settings.time_left_header
         self.limits.head = settings.max_response_head
         self.limits.target = settings.max_response_head
         self.limits.fields = 1000
@@ -92,6 +89,8 @@ cdef class UpstreamService(Service):
         cdef UpstreamRequest request = UpstreamRequest.__new__(UpstreamRequest)
         cdef SocketWriter writer
         cdef Slice authority = head.authority
+        cdef Py_ssize_t i
+        cdef bint takes_trailers = False
         self.requests += 1
         request.service = self
         request.stream = stream
@@ -111,6 +110,19 @@ cdef class UpstreamService(Service):
         append(writer.out, authority.ptr, authority.size)
         writer.text(b"\r\n")
         writer.fields(head.fields, head.field_count)
+        if head.prefix.size:
+            writer.text(b"x-forwarded-prefix: ")
+            append(writer.out, head.prefix.ptr, head.prefix.size)
+            writer.text(b"\r\n")
+        if self.time_left_header and head.time_budget_ms:
+            writer.text(b"x-backstream-time-left: ")
+            writer.number(head.time_budget_ms)
+            writer.text(b"ms\r\n")
+        for i in range(head.field_count):
+            if equals(head.fields[i].name, b"te", 2):
+                takes_trailers = True
+        if takes_trailers and request.upgrade is None:
+            writer.text(b"connection: te\r\n")       # RFC 9110 §10.1.4
         if head.body == BODY_SIZED:
             writer.text(b"content-length: ")
             writer.number(head.length)
@@ -118,7 +130,8 @@ cdef class UpstreamService(Service):
         elif head.body == BODY_CHUNKED:
             writer.text(b"transfer-encoding: chunked\r\n\r\n")
         elif request.upgrade is not None:
-            writer.text(b"connection: upgrade\r\nupgrade: " + request.upgrade + b"\r\n\r\n")
+            writer.text(b"connection: upgrade, te\r\n" if takes_trailers else b"connection: upgrade\r\n")
+            writer.text(b"upgrade: " + request.upgrade + b"\r\n\r\n")
         else:
             writer.text(b"\r\n")
         request.head = writer.out
@@ -272,7 +285,7 @@ cdef class UpstreamRequest(StreamHandler):
             return 0
         if trailers != NULL and self.body == BODY_CHUNKED:
             lines = SocketWriter()
-            lines.fields(trailers.fields, trailers.field_count)
+            lines.fields(trailers.fields, keep_trailers(trailers.fields, trailers.field_count))
             self.early_trailers = lines.out.data[:lines.out.size]
         if self.connection is not None:
             if self.connection.raw:
@@ -349,7 +362,7 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
             request.stream.end()
             self._raw_half_ended()
             return True
-        if self.reader.state == READ_TO_CLOSE:
+        if self.reader.state == READ_TO_CLOSE and not self.unwritable:
             self.reader.at_end_of_file()
             self._response_end()
         elif not self._send_again():
@@ -407,22 +420,19 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         return self._broken(TIMEOUT, f"the upstream was silent for {self.service.idle_timeout:g} s")
 
     cdef int flush(self) except -1:
-        cdef int64_t taken
+        cdef int64_t taken, left = self.writer.body
         if self.closed or self.transport is None:
             return 0
-        taken = self.writer.send()
-        if taken < 0 and self.request is not None and self.writer.fd >= 0:
-            # It may have answered before it closed (413 to an upload): read that first.
-            while not self.closed and self.request is not None and self.request.stream.room() > 0:
-                taken = c_recv(self.writer.fd, self.loop.read_buffer, READ_SIZE, MSG_DONTWAIT)
-                if taken <= 0:
-                    break
-                self.input(self.loop.read_buffer, <Py_ssize_t>taken)
-            taken = -1
+        if self.unwritable:
+            self.writer.out.size = self.writer.body = 0
+            taken = left
+        else:
+            taken = self.writer.send()
         if taken < 0:
-            if not self._send_again():
-                self._broken(UPSTREAM_RESET, "the upstream reset the connection")
-            return self.close()
+            # An answer that came before the reset is still to be read: reading says when it is over.
+            self.unwritable = True
+            self.loop.schedule_flush(self)
+            return 0
         if taken and self.request is not None:
             self.request.stream.consume(taken)
         if self.half_closing and self.writer.empty():
@@ -498,9 +508,7 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef Py_ssize_t i, count = 0
         for i in range(reader.fields.count):
             field = &reader.fields.items[i]
-            if field.kind not in (FIELD_OTHER, FIELD_DATE, FIELD_TRAILER, FIELD_VIA, FIELD_EXPECT):
-                continue
-            if is_connection_field(field.name):
+            if not goes_on(field.kind):
                 continue
             if count != i:
                 reader.fields.items[count] = field[0]
@@ -562,19 +570,14 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         """The answer is complete; the connection is reused if its framing was clean on both sides."""
         cdef UpstreamRequest request = self.request
         cdef Trailers trailers
-        cdef Py_ssize_t i
         cdef bint reusable = (self.reader.keep_alive and request.request_ended and request.upgrade is None
-                              and self.writer.empty() and not self.spoilt)
+                              and self.writer.empty() and not self.spoilt and not self.unwritable)
         self.request = None
         request.over = True
         request.connection = None
         if self.reader.trailer_fields is not None:
             trailers.fields = self.reader.trailer_fields.items
-            trailers.field_count = 0
-            for i in range(self.reader.trailer_fields.count):
-                if self.reader.trailer_fields.items[i].kind == FIELD_OTHER:
-                    trailers.fields[trailers.field_count] = trailers.fields[i]
-                    trailers.field_count += 1
+            trailers.field_count = keep_trailers(trailers.fields, self.reader.trailer_fields.count)
             request.stream.end_with_trailers(&trailers)
         else:
             request.stream.end()

@@ -10,11 +10,17 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import pytest
 
+from backstream import cli
+from backstream.config import AgentSettings, ProxySettings
+
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Parse = Callable[..., Any]
+KINDS = {"proxy": ProxySettings, "agent": AgentSettings}
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -38,6 +44,25 @@ def run(tmp_path: Path) -> Run:
         )
 
     return run
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
+    """The settings that a command line comes to, without running the command."""
+
+    def parse(name: str, *arguments: str, **env: str) -> Any:
+        given: dict[str, Any] = {}
+        command = cli.cli.commands[name]
+        for variable, value in env.items():
+            monkeypatch.setenv(variable, value)
+        with monkeypatch.context() as patch:
+            patch.setattr(command, "callback", lambda **values: given.update(values))
+            assert cli.main([name, *arguments]) == 0
+        for extra in ("log_format", "log_level", "app_dir"):
+            given.pop(extra, None)
+        return cli._settings(KINDS[name], given)
+
+    return parse
 
 
 class Command:

@@ -14,7 +14,13 @@ from tests import pages
 from tests.rig import tunnel
 
 PAGE = "docs/reference/errors.md"
-SOURCES = ("proxy.py", "_exchange.pyx", "_http/_server.pyx", "_http/_message.pyx")
+SOURCES = (
+    "proxy.py",
+    "_exchange.pyx",
+    *(f"_http/_{name}.pyx" for name in ("server", "request", "routing", "forwarding", "trust", "final_recipient")),
+    "_http/_handshake.py",
+    "_http/_message.pyx",
+)
 
 
 def plain(cell: str) -> str:
@@ -66,8 +72,11 @@ def test_every_status_and_cause_in_the_code_is_on_the_page() -> None:
     text = "\n".join((pages.ROOT / "backstream" / name).read_text() for name in SOURCES)
     requests = text[: text.index("cdef class ResponseReader")]
     found = {
-        *re.findall(r'(?:_refuse|_fail)\(\s*(\d{3}),\s*"(\w+)"', text),
-        *((status, "http_request_error") for status in re.findall(r"MessageError\((\d{3}),", requests)),
+        *re.findall(r'_fail\(\s*(\d{3}),\s*"(\w+)"', text),
+        *(
+            (status, cause or "http_request_error")
+            for status, cause in re.findall(r'MessageError\(\s*(\d{3}),\s*(?:f?"[^"]*"|\w+)(?:,\s*"(\w+)")?', requests)
+        ),
         *((status, "http_upgrade_failed") for status in re.findall(r"return (\d{3}), ", text)),
     }
     assert len(found) > 15

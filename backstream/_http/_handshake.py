@@ -1,0 +1,56 @@
+"""The handshake of an agent's WebSocket, judged (RFC 6455 §4.2.1); picows answers it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from backstream._http.errors import MessageError
+
+CLIENT_ID: Final = b"x-backstream-client-id"
+NATIVE: Final = b"backstream.v1"
+"""The subprotocol of the native wire."""
+
+
+class AgentHandshake(NamedTuple):
+    """What a handshake that is in order says."""
+
+    client_id: bytes
+    key: bytes
+    """Sec-WebSocket-Key, as it stands there."""
+
+
+def judge_handshake(fields: Iterable[tuple[bytes, bytes]], minor: int, has_body: bool) -> AgentHandshake:
+    """What the head of a GET with `Upgrade: websocket` says.
+
+    fields: (name in lower case, value). minor: of the request's HTTP/1.x.
+
+    Raises MessageError with the status that refuses it.
+    """
+    found: dict[bytes, list[bytes]] = {}
+    for name, value in fields:
+        found.setdefault(name, []).append(value)
+    ids = found.get(CLIENT_ID, [])
+    if not ids:
+        raise MessageError(400, "header x-backstream-client-id is required")
+    client_id = ids[0]
+    if not 0 < len(client_id) <= 128 or not all(0x21 <= byte <= 0x7E for byte in client_id):
+        raise MessageError(400, "header x-backstream-client-id is not 1 to 128 visible ASCII characters")
+    if minor != 1 or has_body:
+        raise MessageError(400, "a WebSocket handshake is an HTTP/1.1 GET without a body")
+    if found.get(b"sec-websocket-version") != [b"13"]:
+        raise MessageError(426, "Sec-WebSocket-Version must be 13", "http_upgrade_failed")
+    keys = found.get(b"sec-websocket-key", [])
+    try:
+        valid = len(keys) == 1 and len(base64.b64decode(keys[0], validate=True)) == 16
+    except ValueError:
+        valid = False
+    if not valid:
+        raise MessageError(400, "Sec-WebSocket-Key is not 16 bytes in base64")
+    offered = b",".join(found.get(b"sec-websocket-protocol", [])).split(b",")
+    if NATIVE not in [name.strip() for name in offered]:
+        raise MessageError(
+            501, "the subprotocol backstream.v1 is required; the seed wire is not spoken yet", "http_upgrade_failed"
+        )
+    return AgentHandshake(client_id, keys[0])

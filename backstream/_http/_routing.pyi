@@ -1,0 +1,4 @@
+from backstream.config import ProxySettings
+
+class Router:
+    def __init__(self, settings: ProxySettings) -> None: ...
