@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup test lint bench docs proto profile
+.PHONY: setup test lint bench fuzz docs proto profile
 
 # Also after a change to a .pyx or .pxd: it compiles what is older than its source.
 setup:
@@ -22,6 +22,11 @@ bench:
 docs:
 	$(BIN)/python docs/generate_reference.py
 	$(BIN)/mkdocs build --strict
+
+# For hours, or FUZZ_SECONDS=600 make fuzz: the time of each target, two of them side by side.
+fuzz:
+	$(BIN)/pip install --quiet -e '.[fuzz]'
+	$(BIN)/python -m fuzz
 
 proto:
 	$(BIN)/python proto/generate.py

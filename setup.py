@@ -16,7 +16,16 @@ DIRECTIVES = {
     "embedsignature": True,
 }
 
-if os.environ.get("BACKSTREAM_PROFILE"):
+options: dict[str, dict[str, object]] = {"build_ext": {"parallel": os.cpu_count() or 1}}
+ldflags: list[str] = []
+if os.environ.get("BACKSTREAM_SANITIZE"):
+    # For fuzz/: every fault ends the process, and the fuzzer is told of branches and comparisons.
+    ldflags = ["-fsanitize=address,undefined"]
+    cflags = ["-O1", "-g1", "-fno-omit-frame-pointer", *ldflags, "-fno-sanitize-recover=undefined"]
+    cflags += ["-fsanitize-coverage=trace-pc,trace-cmp"]
+    # Apart from ordinary builds, which would take these objects for theirs.
+    options["build"] = {"build_base": "build/sanitize"}
+elif os.environ.get("BACKSTREAM_PROFILE"):
     # Frame pointers and symbols, so that perf names Cython's functions.
     cflags = ["-O2", "-g", "-fno-omit-frame-pointer"]
 else:
@@ -25,10 +34,13 @@ else:
 
 def extensions() -> list[Extension]:
     sources = sorted(path.relative_to(ROOT) for path in (ROOT / "backstream").rglob("*.pyx"))
-    return [Extension(".".join(path.with_suffix("").parts), [str(path)], extra_compile_args=cflags) for path in sources]
+    return [
+        Extension(".".join(path.with_suffix("").parts), [str(path)], extra_compile_args=cflags, extra_link_args=ldflags)
+        for path in sources
+    ]
 
 
 setup(
     ext_modules=cythonize(extensions(), compiler_directives=DIRECTIVES, nthreads=os.cpu_count() or 1),
-    options={"build_ext": {"parallel": os.cpu_count() or 1}},
+    options=options,
 )

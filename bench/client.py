@@ -2,7 +2,8 @@
 
 bulk       one body down or up, sized or chunked; every byte counted
 flood      many endless bodies at once in one direction, until standard input closes
-probe      small requests at a low rate on one connection, each one's latency
+probe      small requests at a low rate on one connection, each one's latency; with a duration of 0 until
+           standard input closes
 stall      asks for an endless download and never reads it, until standard input closes
 
 Each prints one line of JSON when it is done (`flood` and `stall` one more, ``ready``, when they are under
@@ -11,6 +12,7 @@ way).
 
 import argparse
 import json
+import select
 import selectors
 import socket
 import time
@@ -184,8 +186,10 @@ def probe(port: int, duration: float, pause: float) -> dict[str, float | int]:
     message = request("GET", "/small")
     latencies: list[float] = []
     with connect(port) as client:
+        if not duration:
+            print("ready", flush=True)
         begin = time.perf_counter()
-        while (now := time.perf_counter()) - begin < duration:
+        while (now := time.perf_counter()) - begin < duration or (not duration and not _stdin_closed()):
             client.sendall(message)
             body = Answer(client).receive_text()
             latencies.append(time.perf_counter() - now)
@@ -200,6 +204,10 @@ def probe(port: int, duration: float, pause: float) -> dict[str, float | int]:
         "p50": latencies[len(latencies) // 2] * 1e6,
         "p99": latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)] * 1e6,
     }
+
+
+def _stdin_closed() -> bool:
+    return bool(select.select([0], [], [], 0)[0])
 
 
 def stall(port: int) -> dict[str, int]:

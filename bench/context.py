@@ -35,6 +35,8 @@ class Options:
     bulk_bytes: int = GIB
     connections: int = 64
     agents: Sequence[int] = (1, 100, 10_000)
+    idle: int = 10_000
+    """Idle agents, and clients, whose cost is measured."""
     warm_up: int = 1
     """Seconds of load before the first turn."""
     only_contenders: Sequence[str] = ()
@@ -45,7 +47,7 @@ class Options:
         options = cls(only_contenders=contenders)
         if quick:
             options = replace(
-                options, quick=True, duration=1, repeat=1, bulk_bytes=64 * MIB, agents=(1, 100), warm_up=0
+                options, quick=True, duration=1, repeat=1, bulk_bytes=64 * MIB, agents=(1, 100), idle=1000, warm_up=0
             )
         return replace(options, duration=duration or options.duration, repeat=repeat or options.repeat)
 

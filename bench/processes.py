@@ -97,6 +97,12 @@ class Fleet:
         spawned.stop()
         self._running.remove(spawned)
 
+    def kill(self, pid: int) -> None:
+        """SIGKILL to a process of the fleet, as a crash."""
+        for spawned in [each for each in self._running if each.pid == pid]:
+            spawned.process.kill()
+            self.stop(spawned)
+
     def check(self) -> None:
         """BenchError, with the last line it wrote, if a process that should be running is not."""
         for spawned in self._running:

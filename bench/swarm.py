@@ -1,24 +1,32 @@
 """Many idle agents in one process: ``python -m bench.swarm PORT COUNT``, until standard input closes.
 
 Each is a WebSocket of its own with its own client id that says HELLO, answers pings and is never asked
-for anything. Prints ``ready`` once all have the proxy's HELLO. Written against docs of the wire, without
-the library, to be cheap.
+for anything. Prints ``ready`` once all have the proxy's HELLO. With ``returning`` behind COUNT they dial
+again when they are lost, with the pauses of the library's agent, and ``back`` is printed whenever all are
+there once more. With ``clients`` they are idle clients instead: each asks for /small once and stays.
+Written against docs of the wire, without the library, to be cheap.
 """
 
 import asyncio
 import base64
 import os
+import random
 import resource
 import struct
 import sys
+from collections.abc import Callable
 from typing import cast
 
 from bench.aio import RECEIVE_BUFFER, run, stdin_closed
+from bench.client import request
+from bench.routes import SMALL
 
 _AT_ONCE = 200
 """Handshakes under way at a time."""
 _BINARY, _CLOSE, _PING, _PONG = 0x2, 0x8, 0x9, 0xA
 _RECEIVED = memoryview(RECEIVE_BUFFER)
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 3.0
+"""Seconds before dialling again, as the library's agent has them by default."""
 
 
 def _frame(opcode: int, payload: bytes) -> bytes:
@@ -34,9 +42,10 @@ def _hello() -> bytes:
 
 
 class _Agent(asyncio.BufferedProtocol):
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, lost: Callable[[], object] | None = None) -> None:
         self._transport: asyncio.Transport
         self._name = name
+        self._lost = lost
         self._pending = b""
         self._open = False
         self.joined = asyncio.get_running_loop().create_future()
@@ -53,6 +62,8 @@ class _Agent(asyncio.BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         if not self.joined.done():
             self.joined.set_exception(ConnectionError(f"agent {self._name} lost: {self._pending[:200]!r}"))
+        elif self._lost is not None:
+            self._lost()
         elif self._open:
             print(f"agent {self._name} was closed by the proxy", file=sys.stderr, flush=True)
 
@@ -97,17 +108,84 @@ class _Agent(asyncio.BufferedProtocol):
         return start + length
 
 
-async def _join(port: int, name: str, gate: asyncio.Semaphore) -> None:
-    async with gate:
-        _, agent = await asyncio.get_running_loop().create_connection(lambda: _Agent(name), "127.0.0.1", port)
-        await asyncio.wait_for(agent.joined, 30)
+class _Client(asyncio.BufferedProtocol):
+    """A client that has had one answer and keeps its connection."""
+
+    def __init__(self) -> None:
+        self._received = b""
+        self.joined = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).write(request("GET", "/small"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.joined.done():
+            self.joined.set_exception(ConnectionError(f"a client was lost: {self._received[:200]!r}"))
+        else:
+            print("an idle client was closed", file=sys.stderr, flush=True)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _RECEIVED
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._received += _RECEIVED[:nbytes]
+        if self._received.endswith(SMALL) and not self.joined.done():
+            self.joined.set_result(None)
 
 
-async def main(port: int, count: int) -> None:
-    gate = asyncio.Semaphore(_AT_ONCE)
-    async with asyncio.TaskGroup() as group:
-        for index in range(count):
-            group.create_task(_join(port, f"swarm-{index}", gate))
+class _Swarm:
+    """All of them, and how many are there."""
+
+    def __init__(self, port: int, count: int, kind: str) -> None:
+        self._port = port
+        self._count = count
+        self._kind = kind
+        self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._present = 0
+        self._returning: set[asyncio.Task[None]] = set()
+
+    async def gather(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for index in range(self._count):
+                group.create_task(self._first(index))
+
+    async def _first(self, index: int) -> None:
+        async with self._gate:
+            await self._join(index)
+
+    async def _join(self, index: int) -> None:
+        def member() -> _Agent | _Client:
+            if self._kind == "clients":
+                return _Client()
+            return _Agent(f"swarm-{index}", (lambda: self._lost(index)) if self._kind == "returning" else None)
+
+        _, protocol = await asyncio.get_running_loop().create_connection(member, "127.0.0.1", self._port)
+        await asyncio.wait_for(protocol.joined, 30)
+        self._present += 1
+
+    def _lost(self, index: int) -> None:
+        self._present -= 1
+        task = asyncio.get_running_loop().create_task(self._return(index))
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
+
+    async def _return(self, index: int) -> None:
+        failures = 0
+        while True:
+            failures += 1
+            await asyncio.sleep(random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**failures)))
+            try:
+                await self._join(index)
+                break
+            except (OSError, TimeoutError):
+                pass
+        if self._present == self._count:
+            print("back", flush=True)
+
+
+async def main(port: int, count: int, kind: str) -> None:
+    swarm = _Swarm(port, count, kind)
+    await swarm.gather()
     print("ready", flush=True)
     await stdin_closed()
     print("done", flush=True)
@@ -116,4 +194,4 @@ async def main(port: int, count: int) -> None:
 if __name__ == "__main__":
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    run(main(int(sys.argv[1]), int(sys.argv[2])))
+    run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "agents"))

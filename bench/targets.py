@@ -50,6 +50,16 @@ def _growth(role: str) -> Callable[[Sections], float | None]:
     return value
 
 
+def _idle(row: str, sample: str, by: str | None = None) -> Callable[[Sections], float | None]:
+    def value(sections: Sections) -> float | None:
+        found = sections["idle"].row(row) if "idle" in sections else None
+        if found is None or by is None:
+            return found.median(sample) if found else None
+        return quotient(found.median(sample), found.median(by))
+
+    return value
+
+
 def _most_agents(sections: Sections) -> float | None:
     rows = [row for row in sections["agents"].rows if row.samples] if "agents" in sections else []
     return sections["agents"].ratio(rows[-1].key, "cpu.proxy") if len(rows) > 1 else None
@@ -88,6 +98,12 @@ TARGETS = [
     ),
     # "Flat within noise": 15 % is what turns of one and the same thing differ by on a shared machine.
     Target("proxy CPU per request with the most agents, against one", 1.15, True, _most_agents),
+    Target("memory of the proxy per idle agent", 24, True, _idle("agents", "memory"), " KiB"),
+    Target("memory of the proxy per idle client", 16, True, _idle("clients", "memory"), " KiB"),
+    Target("all agents back after a restart of the proxy", 10, True, _idle("return", "back"), " s"),
+    Target(
+        "p99 of small requests while they come back, against idle", 5.0, True, _idle("return", "p99.return", "p99.idle")
+    ),
 ]
 
 

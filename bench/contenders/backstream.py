@@ -34,11 +34,11 @@ def command() -> str | None:
     return found if result.returncode == 0 else None
 
 
-def start_proxy(fleet: Fleet, *flags: str) -> Endpoint:
-    """``backstream proxy`` alone, as agents' meeting point."""
+def start_proxy(fleet: Fleet, *flags: str, port: int = 0) -> Endpoint:
+    """``backstream proxy`` alone, as agents' meeting point; on a free port unless one is given."""
     binary = command()
     assert binary is not None
-    port = free_port()
+    port = port or free_port()
     argv = [binary, "proxy", "--listen", f"127.0.0.1:{port}", *flags]
     return Endpoint(port, {"proxy": fleet.spawn("backstream proxy", argv).pid})
 

@@ -1,0 +1,121 @@
+"""Idle: what the proxy holds for those who ask for nothing, and how soon all are back when it was restarted.
+
+Agents and clients are those of one helper process (swarm.py), 10,000 of each (1,000 with --quick), each kind with a
+fresh proxy. Memory is resident memory (VmRSS) with all of them connected less that before they came, divided by their
+number; what the kernel holds for their sockets is not in it. Every client has had one answer.
+
+For the return the proxy is killed and started again on its port. Time runs from the new process's start (so Python's
+own start is in it) until every agent has the new proxy's HELLO; meanwhile another agent serves small requests at a low
+rate, whose p99 stands beside that with all agents there and idle. Swarm, proxy, agent and probe share the machine.
+"""
+
+import json
+import resource
+import sys
+import time
+from functools import partial
+
+from bench.contenders.backstream import BackstreamApp, start_agent, start_proxy
+from bench.context import Case, Context, Sample
+from bench.errors import BenchError
+from bench.net import wait_until_answering
+from bench.processes import Fleet, Spawned, finish, memory_bytes, read_line
+from bench.table import Column, Row, Section, median, number, quotient
+
+_SPARE_FILES = 256
+_KIB = 1024
+_COLUMNS = [
+    median("KiB each", "memory", 1),
+    median("connect s", "connect", 1),
+    median("back s", "back", 1),
+    median("p99 µs, idle", "p99.idle"),
+    median("p99 µs, return", "p99.return"),
+    Column("×", lambda row, _: number(quotient(row.median("p99.return"), row.median("p99.idle")), 1)),
+]
+
+
+def run(context: Context) -> list[Section]:
+    options = context.options
+    if not options.wants(BackstreamApp.key):
+        return []
+    count = options.idle
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    cases = []
+    with context.fleet() as fleet:
+        missing = BackstreamApp().missing(fleet)
+        for key, name, turn in (
+            ("agents", f"{count:,} idle agents", _agents),
+            ("clients", f"{count:,} idle clients", _clients),
+            ("return", f"{count:,} agents return", _return),
+        ):
+            row = Row(key, f"backstream, {name}", skipped=missing)
+            if missing is None and hard != resource.RLIM_INFINITY and hard < count + _SPARE_FILES:
+                row.skipped = f"the hard limit of open files is {hard:,}; raise it: ulimit -Hn {count + _SPARE_FILES}"
+            cases.append(Case(row, None if row.skipped else partial(turn, context, count)))
+        rows = context.take_turns("idle", cases)
+    return [Section("idle", f"the proxy's cost of those who ask for nothing × {options.repeat}", _COLUMNS, rows)]
+
+
+def _swarm(fleet: Fleet, port: int, count: int, kind: str) -> Spawned:
+    swarm = fleet.spawn("swarm", [sys.executable, "-m", "bench.swarm", str(port), str(count), kind], pipes=True)
+    if read_line(swarm, timeout=60) != "ready":
+        raise BenchError("the swarm did not gather")
+    return swarm
+
+
+def _each(pid: int, before: int | None, count: int) -> float | None:
+    after = memory_bytes(pid)
+    return None if before is None or after is None else (after - before) / count / _KIB
+
+
+def _flags(count: int) -> tuple[str, ...]:
+    return ("--max-connections", str(count + 1000), "--max-agents", str(count + 1000))
+
+
+def _agents(context: Context, count: int) -> Sample:
+    with context.fleet() as fleet:
+        proxy = start_proxy(fleet, *_flags(count))
+        endpoint = start_agent(fleet, proxy, "--app", "bench.app:app")
+        wait_until_answering(endpoint.port, "backstream", fleet.check)
+        before = memory_bytes(proxy.pids["proxy"])
+        begin = time.perf_counter()
+        swarm = _swarm(fleet, proxy.port, count, "agents")
+        connect = time.perf_counter() - begin
+        sample: Sample = {"memory": _each(proxy.pids["proxy"], before, count), "connect": connect}
+        finish(swarm)
+        return sample
+
+
+def _clients(context: Context, count: int) -> Sample:
+    with context.fleet() as fleet:
+        proxy = start_proxy(fleet, *_flags(count), "--keepalive-timeout", "600s")
+        endpoint = start_agent(fleet, proxy, "--app", "bench.app:app")
+        wait_until_answering(endpoint.port, "backstream", fleet.check)
+        before = memory_bytes(proxy.pids["proxy"])
+        swarm = _swarm(fleet, proxy.port, count, "clients")
+        sample: Sample = {"memory": _each(proxy.pids["proxy"], before, count)}
+        finish(swarm)
+        return sample
+
+
+def _return(context: Context, count: int) -> Sample:
+    with context.fleet() as fleet:
+        proxy = start_proxy(fleet, *_flags(count))
+        endpoint = start_agent(fleet, proxy, "--app", "bench.app:app")
+        wait_until_answering(endpoint.port, "backstream", fleet.check)
+        swarm = _swarm(fleet, proxy.port, count, "returning")
+        client = [sys.executable, "-m", "bench.client", "probe", str(proxy.port), "--duration"]
+        idle = json.loads(fleet.run("probe", [*client, str(context.options.duration)], timeout=60))
+        fleet.kill(proxy.pids["proxy"])
+        begin = time.perf_counter()
+        start_proxy(fleet, *_flags(count), port=proxy.port)
+        wait_until_answering(proxy.port, "the proxy after its restart", fleet.check)
+        probe = fleet.spawn("probe", [*client, "0"], pipes=True)
+        read_line(probe, timeout=15)
+        if read_line(swarm, timeout=60) != "back":
+            raise BenchError("not all agents came back")
+        back = time.perf_counter() - begin
+        busy = json.loads(finish(probe))
+        sample: Sample = {"back": back, "p99.idle": idle["p99"], "p99.return": busy["p99"]}
+        finish(swarm)
+        return sample
