@@ -147,6 +147,7 @@ cdef class Session:
     cdef int set_congested(self, bint congested) except -1
     cdef int hold_place(self) except -1
     cdef int free_place(self) except -1
+    cdef int let_go(self) except -1
 
     cdef int _frame(self, Frame* frame) except -1
     cdef int _session_frame(self, Frame* frame) except -1

@@ -147,6 +147,9 @@ cdef class SessionOwner:
         return 0
 
 
+cdef SessionOwner _NOBODY = SessionOwner()
+
+
 cdef class Stream:
     """One request and its response."""
 
@@ -832,6 +835,11 @@ cdef class Session:
         self._transport_waiters.clear()
         self._ring_head = self._ring_tail = None
         self.after_pull()       # who waits for the RESET behind its answer hears of it still
+
+    cdef int let_go(self) except -1:
+        """Its owner is gone, behind `lost`."""
+        self.owner = _NOBODY
+        return 0
 
     def notify(self, str content_type, bytes data):
         """Sends a one-way event. Raises StreamError (TOO_LARGE) when it exceeds the peer's largest frame."""

@@ -47,6 +47,7 @@ cdef class SessionLink(SessionOwner):
     cdef int _send_ping(self) except -1
     cdef int _set_deadline(self) except -1
     cdef int lost(self, str message) except -1
+    cdef int let_go(self) except -1
 
 
 cdef class _ProtocolBase:

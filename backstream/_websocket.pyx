@@ -56,7 +56,7 @@ cdef class LinkMember(LoopMember):
     """A link's place on its loop."""
 
     cdef int flush(self) except -1:
-        return self.link.flush()
+        return 0 if self.link is None else self.link.flush()
 
     cdef int on_deadline(self) except -1:
         return self.link.deadline()
@@ -124,6 +124,9 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc):
         self._protocol.connection_lost(exc)
+        self._protocol = self._get_buffer = self._buffer_updated = None
+        self._link.lose("the connection was lost")
+        self._link.let_go()
 
     def eof_received(self):
         return self._protocol.eof_received()
@@ -364,6 +367,14 @@ cdef class SessionLink(SessionOwner):
 
     cdef int lost(self, str message) except -1:
         """The link is gone for good; for subclasses."""
+        return 0
+
+    cdef int let_go(self) except -1:
+        """The connection is gone: parts that refer to each other are freed at once, not by some late collection."""
+        self.session.let_go()
+        self._member.link = None
+        self._listener.link = None
+        self._guard = None
         return 0
 
     @property

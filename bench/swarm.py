@@ -9,6 +9,7 @@ Written against docs of the wire, without the library, to be cheap.
 
 import asyncio
 import base64
+import gc
 import os
 import random
 import resource
@@ -194,4 +195,6 @@ async def main(port: int, count: int, kind: str) -> None:
 if __name__ == "__main__":
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # A collection among so many objects would hold all of them up, and let them loose in one burst.
+    gc.disable()
     run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "agents"))

@@ -81,6 +81,7 @@ cdef class MessageReader:
         list body_pieces
         bint message_complete
         bint parser_spent
+        int empty_lines             # before the start line
         # the chunk scanner
         int chunk_state
         int64_t chunk_left
@@ -100,6 +101,7 @@ cdef class MessageReader:
     cdef int feed(self, char* data, Py_ssize_t size) except -1
     cdef int too_large(self, str what) except -1
     cdef Event _read_head(self, char** data, Py_ssize_t* size) except *
+    cdef int _count_empty_line(self) except -1
     cdef int _parse_head(self, char* head, Py_ssize_t size) except -1
     cdef int _split_fields(self, char* at, char* end, FieldArray fields) except -1
     cdef int _connection(self) except -1

@@ -172,6 +172,10 @@ cdef bint _begins_with_token(const char* data) noexcept:
     return is_token(first)
 
 
+cdef enum:
+    MAX_EMPTY_LINES = 16        # before a start line
+
+
 cdef enum ChunkState:
     SIZE_FIRST = 0
     SIZE_MORE
@@ -283,6 +287,7 @@ cdef class MessageReader:
     cdef int next_message(self) except -1:
         """The message is done with: what follows is the next one."""
         self.state = READ_HEAD
+        self.empty_lines = 0
         self.message_complete = False
         self.chunk_state = SIZE_FIRST
         self.trailer_fields = None
@@ -339,6 +344,7 @@ cdef class MessageReader:
             # RFC 9112 §2.2: empty lines before a start line are ignored.
             data[0] += 2
             size[0] -= 2
+            self._count_empty_line()
         if size[0] == 0:
             return NEED_DATA
         if before == 1 and self.partial.data[0] == c'\r' and data[0][0] == c'\n':
@@ -346,6 +352,7 @@ cdef class MessageReader:
             self.partial.size = 0
             data[0] += 1
             size[0] -= 1
+            self._count_empty_line()
             return self._read_head(data, size)
         if before == 0:
             end = <char*>memmem(data[0], size[0], b"\r\n\r\n", 4)
@@ -385,6 +392,12 @@ cdef class MessageReader:
         data[0] += taken
         size[0] -= taken
         return NEED_DATA
+
+    cdef int _count_empty_line(self) except -1:
+        self.empty_lines += 1
+        if self.empty_lines > MAX_EMPTY_LINES:
+            raise MessageError(400, "nothing but empty lines")
+        return 0
 
     cdef int _parse_head(self, char* head, Py_ssize_t size) except -1:
         cdef char* end = head + size - 2        # the blank line

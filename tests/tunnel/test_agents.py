@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 from collections import Counter
 
 import pytest
 
 import backstream
+from backstream._agents import AgentLink
+from backstream._http._server import ServerConnection
 from tests.rig import (
     ID,
     LIMIT,
@@ -137,6 +140,29 @@ async def test_an_agent_that_breaks_the_websocket_protocol_is_gone_at_once() -> 
         said, how = await wire.rest(seconds=2)
         assert b"\x03\xea" in said, said  # 1002
         assert how == "fin"
+
+
+def count_of(kinds: tuple[type, ...]) -> list[int]:
+    there = Counter(map(type, gc.get_objects()))
+    return [there[kind] for kind in kinds]
+
+
+async def test_what_comes_to_a_proxy_and_goes_is_freed_without_a_collection() -> None:
+    """Among the objects of many agents one takes so long that everybody waits."""
+    kinds = (AgentLink, ServerConnection)
+    gc.collect()
+    gc.disable()
+    try:
+        async with tunnel(ok_app) as pair:
+            before = count_of(kinds)
+            agent = await pair.agent(ok_app, client_id="other")
+            async with await pair.open() as wire:
+                assert (await wire.get(client_id="other")).status == 200
+                assert count_of(kinds) == [count + 1 for count in before]
+            await agent.close()
+            await until(lambda: count_of(kinds) == before, "nothing left", seconds=5, pause=0.05)
+    finally:
+        gc.enable()
 
 
 async def test_an_agents_path_may_have_a_long_query() -> None:
