@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from bench import agents, bulk, idle, memory, mixed, small, targets, websocket
+from bench import agents, bulk, idle, memory, mixed, small, sse, targets, websocket
 from bench.context import Context, Options
 from bench.errors import BenchError
 from bench.machine import describe
@@ -22,6 +22,7 @@ MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "bulk": bulk.run,
     "mixed": mixed.run,
     "websocket": websocket.run,
+    "sse": sse.run,
     "agents": agents.run,
     "memory": memory.run,
     "idle": idle.run,

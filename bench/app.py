@@ -1,9 +1,10 @@
 """routes.py as a bare ASGI application: what runs inside the agent where no upstream is behind it."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from bench.routes import ENDLESS, SMALL
+from bench.routes import ENDLESS, EVENT_SECONDS, SMALL, event
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -40,6 +41,13 @@ async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> 
     elif route in ("chunked", "endless"):
         await send(_start())
         await _send_bytes(int(count or ENDLESS), send)
+    elif route == "events":
+        await send(_start())
+        while True:
+            await send({"type": "http.response.body", "body": event(), "more_body": True})
+            await asyncio.sleep(EVENT_SECONDS)
+    elif route == "stall":
+        await asyncio.Event().wait()
     elif route == "sink":
         received = b"%d" % await _count(receive)
         await send(_start(_length(len(received))))

@@ -4,6 +4,7 @@ bulk       one body down or up, sized or chunked; every byte counted
 flood      many endless bodies at once in one direction, until standard input closes
 probe      small requests at a low rate on one connection, each one's latency; with a duration of 0 until
            standard input closes
+events     asks for Server-Sent Events; how long after it was made each arrives
 stall      asks for an endless download and never reads it, until standard input closes
 
 Each prints one line of JSON when it is done (`flood` and `stall` one more, ``ready``, when they are under
@@ -12,6 +13,7 @@ way).
 
 import argparse
 import json
+import re
 import select
 import selectors
 import socket
@@ -206,6 +208,25 @@ def probe(port: int, duration: float, pause: float) -> dict[str, float | int]:
     }
 
 
+def events(port: int, duration: float) -> dict[str, float | int]:
+    delays: list[float] = []
+    pending = b""
+    with connect(port) as client:
+        client.sendall(request("GET", "/events"))
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < duration:
+            data = client.recv(65536)
+            now = time.monotonic_ns()
+            if not data:
+                raise ConnectionError(f"the events ended after {len(delays)}: {pending[:200]!r}")
+            pending += data
+            delays += [(now - int(made)) / 1e3 for made in re.findall(rb"data: (\d+)\n\n", pending)]
+            pending = pending[pending.rfind(b"\n\n") + 2 :] if b"\n\n" in pending else pending
+    delays.sort()
+    count = len(delays)
+    return {"events": count, "p50": delays[count // 2], "p99": delays[min(count - 1, count * 99 // 100)]}
+
+
 def _stdin_closed() -> bool:
     return bool(select.select([0], [], [], 0)[0])
 
@@ -224,7 +245,7 @@ def stall(port: int) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.client")
     commands = parser.add_subparsers(dest="what", required=True)
-    for name in ("bulk", "flood", "probe", "stall"):
+    for name in ("bulk", "flood", "probe", "events", "stall"):
         command = commands.add_parser(name)
         command.add_argument("port", type=int)
         if name in ("bulk", "flood"):
@@ -234,9 +255,10 @@ def main() -> None:
             command.add_argument("--chunked", action="store_true")
         elif name == "flood":
             command.add_argument("--streams", type=int, default=8)
-        elif name == "probe":
+        elif name in ("probe", "events"):
             command.add_argument("--duration", type=float, default=5.0)
-            command.add_argument("--pause", type=float, default=0.001)
+            if name == "probe":
+                command.add_argument("--pause", type=float, default=0.001)
     args = parser.parse_args()
     result: object
     if args.what == "bulk":
@@ -245,6 +267,8 @@ def main() -> None:
         result = flood(args.port, args.direction, args.streams)
     elif args.what == "probe":
         result = probe(args.port, args.duration, args.pause)
+    elif args.what == "events":
+        result = events(args.port, args.duration)
     else:
         result = stall(args.port)
     print(json.dumps(result), flush=True)

@@ -1,9 +1,12 @@
 """What every contender serves, however it is built, and how the clients ask for it.
 
 ``GET /small`` (14 bytes), ``GET /bytes/N`` (Content-Length), ``GET /chunked/N`` (N bytes, no length),
-``GET /endless`` (chunked, until the client leaves), ``POST /sink`` (answers with the number of bytes
-received). Imported by processes under measurement: keep it free of imports.
+``GET /endless`` (chunked, until the client leaves), ``GET /events`` (a Server-Sent Event every 5 ms with
+the time at which it was made, until the client leaves), ``POST /sink`` (answers with the number of bytes
+received), ``POST /stall`` (reads nothing). Imported by processes under measurement: keep it free of imports.
 """
+
+from time import monotonic_ns
 
 CLIENT_ID = "bench"
 CLIENT_ID_HEADER = "x-backstream-client-id"
@@ -11,5 +14,11 @@ CLIENT_ID_HEADER = "x-backstream-client-id"
 SMALL = b"Hello, world!\n"
 MIB = 1 << 20
 GIB = 1 << 30
+EVENT_SECONDS = 0.005
 ENDLESS = 1 << 50
 """Bytes; no run gets to its end."""
+
+
+def event() -> bytes:
+    """An event that says when it was made, by the clock that all processes of a machine share."""
+    return b"data: %d\n\n" % monotonic_ns()

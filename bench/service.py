@@ -11,7 +11,7 @@ from typing import cast
 
 from bench.aio import RECEIVE_BUFFER, run
 from bench.framing import ChunkCounter
-from bench.routes import ENDLESS, SMALL
+from bench.routes import ENDLESS, EVENT_SECONDS, SMALL, event
 
 _BLOCK = memoryview(bytes(1 << 18))
 _CHUNK = memoryview(b"%x\r\n%b\r\n" % (len(_BLOCK), bytes(_BLOCK)))
@@ -94,11 +94,21 @@ class Connection(asyncio.BufferedProtocol):
         elif route == "bytes":
             self._transport.write(b"%bcontent-length: %d\r\n\r\n" % (_HEAD, int(count)))
             self._send(int(count), chunked=False)
+        elif route == "events":
+            self._transport.write(_CHUNKED_HEAD)
+            self._send_event()
         elif route in ("chunked", "endless"):
             self._transport.write(_CHUNKED_HEAD)
             self._send(int(count or ENDLESS), chunked=True)
         else:
             self._transport.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+
+    def _send_event(self) -> None:
+        if self._transport.is_closing():
+            return
+        data = event()
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        asyncio.get_running_loop().call_later(EVENT_SECONDS, self._send_event)
 
     def _begin_sink(self, fields: list[bytearray]) -> None:
         if any(field.startswith(b"transfer-encoding:") for field in fields):

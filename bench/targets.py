@@ -5,6 +5,7 @@ more.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from bench import sse
 from bench.bulk import KINDS
 from bench.table import Section, quotient
 
@@ -46,6 +47,15 @@ def _growth(role: str) -> Callable[[Sections], float | None]:
         rows = sections["memory"].rows if "memory" in sections else []
         grown = [row.highest(f"growth.{role}") for row in rows if row.key.startswith("backstream")]
         return max((growth for growth in grown if growth is not None), default=None)
+
+    return value
+
+
+def _added(row: str) -> Callable[[Sections], float | None]:
+    def value(sections: Sections) -> float | None:
+        found = sections["sse"].row(row) if "sse" in sections else None
+        microseconds = sse.added(found, sections["sse"]) if found else None
+        return microseconds / 1000 if microseconds is not None else None
 
     return value
 
@@ -95,6 +105,11 @@ TARGETS = [
             _ratio("mixed", f"backstream-app:{state}", "p99", "backstream-app:idle"),
         )
         for state, name in (("down", "downloads"), ("up", "uploads"))
+    ),
+    *(
+        Target(f"delay added to events, p99, {state}, {name}", limit, True, _added(f"{row}:{key}"), " ms")
+        for key, state, limit in (("idle", "idle", 1.0), ("down", "beside 8 downloads", 5.0))
+        for row, name in (("backstream-app", "in-process"), ("backstream-upstream", "upstream"))
     ),
     # "Flat within noise": 15 % is what turns of one and the same thing differ by on a shared machine.
     Target("proxy CPU per request with the most agents, against one", 1.15, True, _most_agents),

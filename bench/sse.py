@@ -1,0 +1,79 @@
+"""Events: how much later a Server-Sent Event arrives for what stands between the service and its client.
+
+The service makes an event every 5 ms that says when it was made; all processes read the same clock. "Added" is the
+99th percentile of that delay, idle or beside eight endless downloads by the same way, less the one of an idle service
+without anything between: what the service and the client themselves take is in both.
+"""
+
+import json
+import sys
+from functools import partial
+
+from bench.contenders import Contender, Direct, Endpoint
+from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
+from bench.contenders.nginx import UNBUFFERED, NginxProxy
+from bench.context import Case, Context, Sample, start_bulk_backend
+from bench.mixed import STREAMS
+from bench.processes import Fleet, Spawned, finish, read_line
+from bench.table import Column, Row, Section, median, number, spread
+
+STATES = {"idle": "idle", "down": f"{STREAMS} downloads"}
+
+
+def added(row: Row, section: Section) -> float | None:
+    """µs that are added to the p99 of the idle service itself."""
+    direct, own = section.row("direct:idle"), row.median("p99")
+    base = direct.median("p99") if direct is not None else None
+    return own - base if own is not None and base is not None and row is not direct else None
+
+
+_COLUMNS = [
+    median("events/s", "rate"),
+    median("p50 µs", "p50"),
+    median("p99 µs", "p99"),
+    spread("p99"),
+    Column("added p99 µs", lambda row, section: number(added(row, section))),
+]
+
+
+def run(context: Context) -> list[Section]:
+    contenders: list[Contender] = [
+        Direct("bench service direct"),
+        NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
+        BackstreamApp(),
+        BackstreamUpstream(),
+    ]
+    with context.fleet() as fleet:
+        backend = start_bulk_backend(fleet)
+
+        def turn(state: str, endpoint: Endpoint) -> Sample:
+            return _sample(fleet, endpoint, state, context.options.duration)
+
+        cases = []
+        for case in context.cases(fleet, contenders, backend, partial(turn, "idle")):
+            for state, name in STATES.items():
+                row = Row(f"{case.row.key}:{state}", f"{case.row.name}, {name}")
+                row.skipped, row.failed = case.row.skipped, case.row.failed
+                cases.append(Case(row, partial(turn, state, case.endpoint) if case.endpoint else None))
+        rows = context.take_turns("sse", cases)
+    title = f"delay of Server-Sent Events, one each 5 ms, {context.options.duration} s × {context.options.repeat}"
+    return [Section("sse", title, _COLUMNS, rows)]
+
+
+def _sample(fleet: Fleet, endpoint: Endpoint, state: str, seconds: int) -> Sample:
+    client = [sys.executable, "-m", "bench.client"]
+    port = str(endpoint.port)
+    bulk: Spawned | None = None
+    if state != "idle":
+        bulk = fleet.spawn("flood", [*client, "flood", port, state, "--streams", str(STREAMS)], pipes=True)
+    try:
+        if bulk is not None:
+            read_line(bulk, timeout=15)
+        output = fleet.run("events", [*client, "events", port, "--duration", str(seconds)], timeout=seconds + 30)
+        result = json.loads(output)
+        if bulk is not None:
+            finish(bulk)
+        return {"rate": result["events"] / seconds, "p50": result["p50"], "p99": result["p99"]}
+    finally:
+        if bulk is not None:
+            fleet.stop(bulk)
