@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from bench import agents, bulk, idle, memory, mixed, small, sse, targets, websocket
+from bench import agents, bulk, idle, memory, mixed, small, sse, stalled, targets, websocket
 from bench.context import Context, Options
 from bench.errors import BenchError
 from bench.machine import describe
@@ -25,6 +25,7 @@ MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "sse": sse.run,
     "agents": agents.run,
     "memory": memory.run,
+    "stalled": stalled.run,
     "idle": idle.run,
 }
 

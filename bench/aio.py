@@ -1,6 +1,7 @@
 """The event loop of the bench's own processes: uvloop where it is installed."""
 
 import asyncio
+import resource
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -18,6 +19,12 @@ RECEIVE_BUFFER = bytearray(1 << 18)
 def run(main: Coroutine[Any, Any, None]) -> None:
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         runner.run(main)
+
+
+def allow_open_files() -> None:
+    """As many as the hard limit allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def stdin_closed() -> None:

@@ -47,7 +47,7 @@ async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> 
             await send({"type": "http.response.body", "body": event(), "more_body": True})
             await asyncio.sleep(EVENT_SECONDS)
     elif route == "stall":
-        await asyncio.Event().wait()
+        await asyncio.sleep(int(count))
     elif route == "sink":
         received = b"%d" % await _count(receive)
         await send(_start(_length(len(received))))

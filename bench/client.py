@@ -6,6 +6,7 @@ probe      small requests at a low rate on one connection, each one's latency; w
            standard input closes
 events     asks for Server-Sent Events; how long after it was made each arrives
 stall      asks for an endless download and never reads it, until standard input closes
+stalls     the same COUNT times over, every other time an upload that the service does not read
 
 Each prints one line of JSON when it is done (`flood` and `stall` one more, ``ready``, when they are under
 way).
@@ -20,6 +21,7 @@ import socket
 import time
 from collections.abc import Iterator
 
+from bench.aio import allow_open_files
 from bench.framing import ChunkCounter
 from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, SMALL
 
@@ -27,6 +29,8 @@ _BUFFER = bytearray(1 << 20)
 _VIEW = memoryview(_BUFFER)
 _CHUNK_SIZE = 1 << 16
 _CHUNKS = memoryview((b"%x\r\n%b\r\n" % (_CHUNK_SIZE, bytes(_CHUNK_SIZE))) * 16)
+SEGMENT = 1400
+"""Bytes of a TCP segment on an ordinary network."""
 _TIMEOUT = 15.0
 """Seconds that a socket may be silent before the client gives up."""
 
@@ -242,10 +246,55 @@ def stall(port: int) -> dict[str, int]:
     return {}
 
 
+def _small_client(port: int) -> socket.socket:
+    """As on a network: with loopback's segments of 64 KiB the kernel keeps 3 MiB for each that does not read.
+
+    A thousand of them would take all the memory that it has for TCP, which slows everybody's sockets.
+    """
+    client = socket.socket()
+    client.settimeout(_TIMEOUT)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        client.setsockopt(socket.SOL_SOCKET, option, 32768)
+    client.connect(("127.0.0.1", port))
+    return client
+
+
+def stalls(port: int, count: int) -> dict[str, int]:
+    """Says ``ready`` once no upload has moved for a second."""
+    allow_open_files()
+    clients = [_small_client(port) for _ in range(count)]
+    for client in clients[::2]:
+        client.sendall(request("GET", "/endless"))
+    uploads = dict.fromkeys(clients[1::2], 0)
+    for client in uploads:
+        client.sendall(request("POST", "/stall/600", "transfer-encoding: chunked"))
+    for client in clients[::2]:
+        if not client.recv(16).startswith(b"HTTP/1.1 200 "):
+            raise ConnectionError("the endless download did not begin")
+    for client in clients:
+        client.setblocking(False)
+    moved_at = time.monotonic()
+    while time.monotonic() - moved_at < 1:
+        for client, at in uploads.items():
+            try:
+                uploads[client] = (at + client.send(_CHUNKS[at:])) % len(_CHUNKS)
+                moved_at = time.monotonic()
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise ConnectionError(f"{error}; the answer was {client.recv(1000)!r}") from None
+        time.sleep(0.01)
+    print("ready", flush=True)
+    with open(0, "rb", closefd=False) as standard_input:
+        standard_input.read()
+    return {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.client")
     commands = parser.add_subparsers(dest="what", required=True)
-    for name in ("bulk", "flood", "probe", "events", "stall"):
+    for name in ("bulk", "flood", "probe", "events", "stall", "stalls"):
         command = commands.add_parser(name)
         command.add_argument("port", type=int)
         if name in ("bulk", "flood"):
@@ -253,6 +302,8 @@ def main() -> None:
         if name == "bulk":
             command.add_argument("size", type=int)
             command.add_argument("--chunked", action="store_true")
+        elif name == "stalls":
+            command.add_argument("count", type=int)
         elif name == "flood":
             command.add_argument("--streams", type=int, default=8)
         elif name in ("probe", "events"):
@@ -269,6 +320,8 @@ def main() -> None:
         result = probe(args.port, args.duration, args.pause)
     elif args.what == "events":
         result = events(args.port, args.duration)
+    elif args.what == "stalls":
+        result = stalls(args.port, args.count)
     else:
         result = stall(args.port)
     print(json.dumps(result), flush=True)

@@ -37,6 +37,8 @@ class Options:
     agents: Sequence[int] = (1, 100, 10_000)
     idle: int = 10_000
     """Idle agents, and clients, whose cost is measured."""
+    stalled: int = 1000
+    """Streams whose readers stall."""
     warm_up: int = 1
     """Seconds of load before the first turn."""
     only_contenders: Sequence[str] = ()
@@ -47,7 +49,15 @@ class Options:
         options = cls(only_contenders=contenders)
         if quick:
             options = replace(
-                options, quick=True, duration=1, repeat=1, bulk_bytes=64 * MIB, agents=(1, 100), idle=1000, warm_up=0
+                options,
+                quick=True,
+                duration=1,
+                repeat=1,
+                bulk_bytes=64 * MIB,
+                agents=(1, 100),
+                idle=1000,
+                stalled=200,
+                warm_up=0,
             )
         return replace(options, duration=duration or options.duration, repeat=repeat or options.repeat)
 
@@ -150,10 +160,10 @@ def start_small_backend(fleet: Fleet) -> tuple[Endpoint, str]:
     return start_bulk_backend(fleet), "bench service"
 
 
-def start_bulk_backend(fleet: Fleet) -> Endpoint:
-    """The service behind bulk (service.py)."""
+def start_bulk_backend(fleet: Fleet, *, segment: int = 0) -> Endpoint:
+    """The service behind bulk (service.py). segment: the most bytes of a TCP segment, 0 for what loopback has."""
     port = free_port()
-    service = fleet.spawn("bench service", [sys.executable, "-m", "bench.service", str(port)])
+    service = fleet.spawn("bench service", [sys.executable, "-m", "bench.service", str(port), str(segment)])
     wait_until_answering(port, "bench service", fleet.check)
     return Endpoint(port, {"service": service.pid})
 

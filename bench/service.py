@@ -1,15 +1,16 @@
 """The service behind everybody where bodies are large: routes.py over a raw protocol, with next to no cost
 per byte.
 
-``python -m bench.service PORT`` serves 127.0.0.1 until it is killed. Not an HTTP server: it trusts its
-few clients.
+``python -m bench.service PORT`` serves 127.0.0.1 until it is killed, with a second number in TCP segments of at
+most so many bytes. Not an HTTP server: it trusts its few clients.
 """
 
 import asyncio
+import socket
 import sys
 from typing import cast
 
-from bench.aio import RECEIVE_BUFFER, run
+from bench.aio import RECEIVE_BUFFER, allow_open_files, run
 from bench.framing import ChunkCounter
 from bench.routes import ENDLESS, EVENT_SECONDS, SMALL, event
 
@@ -39,6 +40,7 @@ class Connection(asyncio.BufferedProtocol):
         self._body_left = 0
         self._body_size = 0
         self._chunks: ChunkCounter | None = None
+        self._deaf = False
         # Sending
         self._send_left = 0
         self._send_chunked = False
@@ -57,7 +59,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         position = 0
-        while position < nbytes:
+        while position < nbytes and not self._deaf:
             if self._body_left:
                 step = min(self._body_left, nbytes - position)
                 self._body_left -= step
@@ -87,7 +89,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _begin(self, method: str, target: str, fields: list[bytearray]) -> None:
         route, _, count = target.removeprefix("/").partition("/")
-        if method == "POST" and route == "sink":
+        if route == "stall":
+            self._deaf = True
+            self._transport.pause_reading()
+            # Nobody else refers to a connection that is not read: a collection would close it.
+            asyncio.get_running_loop().call_later(int(count), self._transport.abort)
+        elif method == "POST" and route == "sink":
             self._begin_sink(fields)
         elif route == "small":
             self._transport.write(_SMALL)
@@ -156,10 +163,16 @@ class Connection(asyncio.BufferedProtocol):
             self._send_more()
 
 
-async def serve(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port, backlog=4096)
+async def serve(port: int, segment: int) -> None:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if segment:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
+    listener.bind(("127.0.0.1", port))
+    server = await asyncio.get_running_loop().create_server(Connection, sock=listener, backlog=4096)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    run(serve(int(sys.argv[1])))
+    allow_open_files()
+    run(serve(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))

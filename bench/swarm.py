@@ -12,13 +12,12 @@ import base64
 import gc
 import os
 import random
-import resource
 import struct
 import sys
 from collections.abc import Callable
 from typing import cast
 
-from bench.aio import RECEIVE_BUFFER, run, stdin_closed
+from bench.aio import RECEIVE_BUFFER, allow_open_files, run, stdin_closed
 from bench.client import request
 from bench.routes import SMALL
 
@@ -193,8 +192,7 @@ async def main(port: int, count: int, kind: str) -> None:
 
 
 if __name__ == "__main__":
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allow_open_files()
     # A collection among so many objects would hold all of them up, and let them loose in one burst.
     gc.disable()
     run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "agents"))

@@ -60,6 +60,25 @@ def _added(row: str) -> Callable[[Sections], float | None]:
     return value
 
 
+def _beside_stalled(row: str) -> Callable[[Sections], float | None]:
+    def value(sections: Sections) -> float | None:
+        found = sections["stalled"].row(row) if "stalled" in sections else None
+        return quotient(found.median("p99.beside"), found.median("p99.idle")) if found else None
+
+    return value
+
+
+def _stalled(role: str) -> Callable[[Sections], float | None]:
+    """The worst growth as a part of the bound."""
+
+    def value(sections: Sections) -> float | None:
+        rows = sections["stalled"].rows if "stalled" in sections else []
+        parts = [quotient(row.highest(f"growth.{role}"), row.median("bound")) for row in rows]
+        return max((part for part in parts if part is not None), default=None)
+
+    return value
+
+
 def _idle(row: str, sample: str, by: str | None = None) -> Callable[[Sections], float | None]:
     def value(sections: Sections) -> float | None:
         found = sections["idle"].row(row) if "idle" in sections else None
@@ -113,6 +132,14 @@ TARGETS = [
     ),
     # "Flat within noise": 15 % is what turns of one and the same thing differ by on a shared machine.
     Target("proxy CPU per request with the most agents, against one", 1.15, True, _most_agents),
+    *(
+        Target(f"growth of the {role} for streams that stall, against the bound", 1.0, True, _stalled(role))
+        for role in ("proxy", "agent")
+    ),
+    *(
+        Target(f"p99 of small requests beside stalled streams, {name}, against idle", 5.0, True, _beside_stalled(row))
+        for row, name in (("backstream-app", "in-process"), ("backstream-upstream", "upstream"))
+    ),
     Target("memory of the proxy per idle agent", 24, True, _idle("agents", "memory"), " KiB"),
     Target("memory of the proxy per idle client", 16, True, _idle("clients", "memory"), " KiB"),
     Target("all agents back after a restart of the proxy", 10, True, _idle("return", "back"), " s"),

@@ -1,0 +1,94 @@
+"""Stalled: what both processes hold for 1,000 streams whose readers have stopped (200 with --quick).
+
+Half of them are endless downloads whose client does not read, half chunked uploads whose service does not. Growth is
+the peak of resident memory (VmHWM, begun anew before the first of them) less what was resident then; the bound is
+what the proxy promises for as many connections and one agent (`proxy.memory_bound`), with a window budget of 64 MiB.
+Beside them and before, small requests at a low rate.
+"""
+
+import json
+import sys
+from dataclasses import replace
+
+from bench.client import SEGMENT
+from bench.contenders import Contender
+from bench.contenders.backstream import BackstreamApp, BackstreamUpstream, start_agent, start_proxy
+from bench.context import Case, Context, Sample, mib, start_bulk_backend
+from bench.net import wait_until_answering
+from bench.processes import Fleet, finish, memory_bytes, read_line, reset_peak
+from bench.routes import MIB
+from bench.table import Column, Row, Section, highest, median, number, quotient
+
+_ROLES = ("proxy", "agent")
+_BUDGET = 64 * MIB
+_COLUMNS = [
+    *(highest(f"{role} growth MiB", f"growth.{role}", 1) for role in _ROLES),
+    median("bound MiB", "bound", 1),
+    median("p99 µs before", "p99.idle"),
+    median("p99 µs beside", "p99.beside"),
+    Column("×", lambda row, _: number(quotient(row.median("p99.beside"), row.median("p99.idle")), 1)),
+]
+
+
+def run(context: Context) -> list[Section]:
+    count = context.options.stalled
+    cases = []
+    contenders: list[Contender] = [BackstreamApp(), BackstreamUpstream()]
+    with context.fleet() as fleet:
+        for contender in contenders:
+            if not context.options.wants(contender.key):
+                continue
+            row = Row(contender.key, contender.name, skipped=contender.missing(fleet))
+            cases.append(Case(row, None if row.skipped else _Turn(context, contender, count)))
+        rows = context.take_turns("stalled", cases)
+    title = f"{count:,} streams whose readers stall, worst growth of {context.options.repeat}"
+    return [Section("stalled", title, _COLUMNS, rows)]
+
+
+class _Turn:
+    """Fresh processes each time, as in memory.py."""
+
+    def __init__(self, context: Context, contender: Contender, count: int) -> None:
+        self._context = context
+        self._contender = contender
+        self._count = count
+
+    def __call__(self) -> Sample:
+        with self._context.fleet() as fleet:
+            return self._measure(fleet)
+
+    def _bound(self, connections: int) -> float:
+        from backstream.config import ProxySettings
+        from backstream.proxy import memory_bound
+
+        settings = ProxySettings(max_connections=connections, max_agents=1)
+        settings = replace(settings, session=replace(settings.session, window_budget=_BUDGET, max_streams=connections))
+        return memory_bound(settings) / MIB
+
+    def _measure(self, fleet: Fleet) -> Sample:
+        connections = self._count + 100
+        limits = ["--window-budget", str(_BUDGET), "--max-streams", str(connections)]
+        backend = start_bulk_backend(fleet, segment=SEGMENT)
+        proxy = start_proxy(fleet, *limits, "--max-connections", str(connections), "--request-timeout", "0")
+        if isinstance(self._contender, BackstreamApp):
+            flags = ["--app", "bench.app:app"]
+        else:
+            flags = ["--upstream", f"http://127.0.0.1:{backend.port}", "--upstream-connections", str(connections)]
+        endpoint = start_agent(fleet, proxy, *limits, *flags)
+        wait_until_answering(endpoint.port, self._contender.name, fleet.check)
+        client = [sys.executable, "-m", "bench.client"]
+        probe = [*client, "probe", str(endpoint.port), "--duration", str(self._context.options.duration)]
+        idle = json.loads(fleet.run("probe", probe, timeout=60))
+        pids = {role: endpoint.pids[role] for role in _ROLES}
+        before = {role: memory_bytes(pid) for role, pid in pids.items()}
+        for pid in pids.values():
+            reset_peak(pid)
+        stalled = fleet.spawn("stalled clients", [*client, "stalls", str(endpoint.port), str(self._count)], pipes=True)
+        read_line(stalled, timeout=60)
+        beside = json.loads(fleet.run("probe", probe, timeout=60))
+        sample: Sample = {"bound": self._bound(connections), "p99.idle": idle["p99"], "p99.beside": beside["p99"]}
+        for role, pid in pids.items():
+            base, peak = mib(before[role]), mib(memory_bytes(pid, "VmHWM"))
+            sample[f"growth.{role}"] = peak - base if base is not None and peak is not None else None
+        finish(stalled)
+        return sample
