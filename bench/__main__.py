@@ -1,4 +1,7 @@
-"""``python -m bench``: runs the measurements one after the other and prints one table."""
+"""``python -m bench``: runs the measurements one after the other and prints one table.
+
+``python -m bench soak`` measures nothing: see soak.py.
+"""
 
 import argparse
 import json
@@ -11,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from bench import agents, bulk, idle, memory, mixed, small, sse, stalled, targets, websocket
+from bench import agents, bulk, idle, memory, mixed, small, soak, sse, stalled, targets, websocket
 from bench.context import Context, Options
 from bench.errors import BenchError
 from bench.machine import describe
@@ -60,6 +63,9 @@ def _positive(text: str) -> int:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["soak"]:
+        signal.signal(signal.SIGTERM, _terminated)
+        return soak.main(sys.argv[2:])
     arguments = _arguments()
     # So that the processes of a terminated run are ended like those of a finished one.
     signal.signal(signal.SIGTERM, _terminated)

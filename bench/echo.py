@@ -22,7 +22,9 @@ _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: 
 _KEY = re.compile(rb"sec-websocket-key: *(\S+)", re.IGNORECASE)
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
+    """One client: HTTP until it asks for a WebSocket."""
+
     def __init__(self) -> None:
         self._transport: asyncio.Transport
         self._switched = False
@@ -65,7 +67,7 @@ class _Connection(asyncio.Protocol):
 
 
 async def serve(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", port, backlog=4096)
+    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port, backlog=4096)
     await server.serve_forever()
 
 

@@ -3,8 +3,8 @@
 ``GET /small`` (14 bytes), ``GET /bytes/N`` (Content-Length), ``GET /chunked/N`` (N bytes, no length),
 ``GET /endless`` (chunked, until the client leaves), ``GET /events`` (a Server-Sent Event every 5 ms with
 the time at which it was made, until the client leaves), ``POST /sink`` (answers with the number of bytes
-received), ``POST /stall/N`` (reads nothing and answers nothing for N seconds). Imported by processes under
-measurement: keep it free of imports.
+received), ``POST /stall/N`` (reads nothing and answers nothing for N seconds), ``GET /echo`` (a WebSocket whose
+messages, of up to 125 bytes, come back). Imported by processes under measurement: keep it free of imports.
 """
 
 from time import monotonic_ns

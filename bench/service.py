@@ -10,6 +10,7 @@ import socket
 import sys
 from typing import cast
 
+from bench import echo
 from bench.aio import RECEIVE_BUFFER, allow_open_files, run
 from bench.framing import ChunkCounter
 from bench.routes import ENDLESS, EVENT_SECONDS, SMALL, event
@@ -81,11 +82,20 @@ class Connection(asyncio.BufferedProtocol):
         if found < 0:
             return end
         lines = self._head[:found].split(b"\r\n")
-        self._head.clear()
         method, target, _ = lines[0].decode("latin-1").split(" ")
+        if target == "/echo":
+            self._become_echo()
+            return end
+        self._head.clear()
         fields = [line.lower() for line in lines[1:]]
         self._begin(method, target, fields)
         return position + found + 4 - already
+
+    def _become_echo(self) -> None:
+        protocol = echo.Connection()
+        protocol.connection_made(self._transport)
+        self._transport.set_protocol(protocol)
+        protocol.data_received(bytes(self._head))
 
     def _begin(self, method: str, target: str, fields: list[bytearray]) -> None:
         route, _, count = target.removeprefix("/").partition("/")
