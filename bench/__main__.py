@@ -35,7 +35,7 @@ MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke run of under 40 s; its numbers mean little")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of a minute; its numbers mean little")
     parser.add_argument(
         "--only",
         action="append",
