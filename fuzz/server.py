@@ -26,7 +26,7 @@ from fuzz.steps import Steps, pieces
 
 AHEAD = 65536 + 65536 + 65540
 """Bytes that may be taken while nobody answers: a head, one read, and what is held ahead of its turn."""
-SETTINGS = ProxySettings(agent_wait=0, max_aborts_per_address=0)
+SETTINGS = ProxySettings(agent_wait=0, max_aborts_per_address=0, via_name="fuzz")
 
 
 class Request(_callbacks.Handler):
@@ -216,7 +216,14 @@ def serve(plan: Plan, wire: bytes, parts: list[bytes]) -> tuple[list[tuple[Any, 
             answers = check_answers(bytes(tunnel.transport.sent), wire, cut_allowed=cut_allowed)
         state = tunnel.transport.closing or tunnel.transport.half_closed
         requests: list[tuple[Any, ...]] = [
-            (each.head.method, each.head.target, each.head.authority, each.head.fields, bytes(each.body), each.trailers)
+            (
+                each.head.method,
+                each.head.target,
+                each.head.authority,
+                [(name, _MADE_ID.sub(b"", value)) for name, value in each.head.fields],
+                bytes(each.body),
+                each.trailers,
+            )
             for each in tunnel.agent.requests
             if each.ended
         ]
@@ -237,6 +244,8 @@ def flood(tunnel: Tunnel, wire: bytes) -> None:
 
 # --- what a client may get ---
 
+_MADE_ID = re.compile(rb"[0-9a-f]{12}-[0-9a-f]{8}")
+"""An x-request-id that the proxy made: another one each time."""
 _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9a-z]+): ([\t \x21-\x7e\x80-\xff]*)")
 
 
@@ -282,7 +291,7 @@ def check_answers(answers: bytes, wire: bytes, *, cut_allowed: bool) -> list[obj
             # Of several faults the one that is seen first depends on the pieces.
             found.append("refused" if fields.get(b"connection") == b"close" else status)
         else:
-            found.append(re.sub(rb"date: [^\r]*\r\n", b"", answers[begin:at]))
+            found.append(_MADE_ID.sub(b"", re.sub(rb"date: [^\r]*\r\n", b"", answers[begin:at])))
     return found
 
 
@@ -290,11 +299,17 @@ def _behind_chunks(answers: bytes, at: int, *, cut_allowed: bool) -> int:
     while at < len(answers):
         line = re.compile(rb"(0|[1-9a-f][0-9a-f]*)\r\n").match(answers, at)
         assert line, f"no chunk's size: {answers[at:]!r}"
-        size = int(line[1], 16)
-        at = line.end() + size + 2
-        assert at > len(answers) or answers[at - 2 : at] == b"\r\n", f"a chunk without its end: {answers[at:]!r}"
+        size, at = int(line[1], 16), line.end()
         if size == 0:
-            return at
+            end = answers.find(b"\r\n", at)
+            while end > at:
+                assert _FIELD.fullmatch(answers, at, end), f"no trailer: {answers[at:end]!r}"
+                at = end + 2
+                end = answers.find(b"\r\n", at)
+            assert end == at, "trailers without their end"
+            return at + 2
+        at += size + 2
+        assert at > len(answers) or answers[at - 2 : at] == b"\r\n", f"a chunk without its end: {answers[at:]!r}"
     assert cut_allowed, "a chunked body without its end"
     return at
 
