@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Callable, Coroutine
+import ssl
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -18,7 +19,9 @@ from backstream._flow import WindowBudget
 from backstream._http._server import ServerConnection, ServerContext
 from backstream._loop import loop_state
 from backstream._websocket import accept_websocket
+from backstream.certificates import server_context
 from backstream.config import ProxySettings, format_size, parse_address
+from backstream.errors import ConfigurationError
 
 __all__ = ["Authorize", "Handshake", "Proxy"]
 
@@ -39,6 +42,8 @@ class Handshake:
     """(host, port) that it comes from; None on a Unix socket."""
     fields: tuple[tuple[bytes, bytes], ...]
     """Its header fields as (name in lower case, value)."""
+    certificate: Mapping[str, Any] | None = None
+    """The client certificate that it showed, as `ssl.SSLSocket.getpeercert` has it; None without `tls_client_ca`."""
 
     def field(self, name: str) -> str | None:
         """The value of its first field with this name, without regard to case, or None."""
@@ -71,7 +76,10 @@ class Proxy:
     # --- life-cycle ---
 
     async def start(self) -> None:
-        """Listens. Raises OSError when an address can't be bound."""
+        """Listens.
+
+        Raises OSError when an address can't be bound, ConfigurationError when a file of TLS can't be used.
+        """
         if self._closed is not None:
             raise RuntimeError("a Proxy is started once")
         self._closed = asyncio.Event()
@@ -88,6 +96,7 @@ class Proxy:
 
     async def _listen(self, address: str, *, clients: bool, agents: bool) -> None:
         host, port = parse_address(address)
+        tls = self._tls_context(agents)
         context = ServerContext(
             self.agents,
             self.settings,
@@ -95,16 +104,45 @@ class Proxy:
             serves_agents=agents,
             on_agent=self._on_agent,
             access_log=_log_access if self.settings.access_log else None,
+            tls=tls,
         )
         loop = asyncio.get_running_loop()
         server = await loop.create_server(context.connection, host or None, port, backlog=self.settings.backlog)
         self._contexts.append(context)
         self._servers.append(server)
 
+    def _tls_context(self, agents: bool) -> ssl.SSLContext | None:
+        """The context of the listener for agents, or of one for clients alone; None where TLS is not spoken."""
+        settings = self.settings
+        if settings.tls_cert is None or settings.tls_key is None:
+            return None
+        return server_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca if agents else None)
+
+    def reload_tls(self) -> bool:
+        """Reads the files of TLS again, for new connections; those that are open go on as they are.
+
+        Returns whether it could: a file that can't be used is logged as an error, and what was read before stays.
+        """
+        try:
+            contexts = [self._tls_context(context.serves_agents) for context in self._contexts]
+        except ConfigurationError as error:
+            logger.error("TLS stays as it was: %s", error)
+            return False
+        for context, tls in zip(self._contexts, contexts, strict=True):
+            context.tls = tls
+        logger.info("the certificate was read again: %s", self.settings.tls_cert)
+        return True
+
     def _say_hello(self) -> None:
-        logger.info("listening on %s for clients", _text(self.address))
-        logger.info("listening on %s%s for agents", _text(self.agent_address), self.settings.agent_path)
-        if self._authorize is None:
+        secure = " with TLS" if self.settings.tls_cert is not None else ""
+        logger.info("listening on %s for clients%s", _text(self.address), secure)
+        logger.info("listening on %s%s for agents%s", _text(self.agent_address), self.settings.agent_path, secure)
+        if self._authorize is None and self.settings.tls_client_ca is not None:
+            logger.info(
+                "agents show a certificate from %s; each can hold any client id",
+                self.settings.tls_client_ca,
+            )
+        elif self._authorize is None:
             host, _ = self.agent_address
             logger.log(
                 logging.INFO if ipaddress.ip_address(host).is_loopback else logging.WARNING,
@@ -193,7 +231,9 @@ class Proxy:
         if reason is not None:
             return 503, reason
         if self._authorize is not None:
-            handshake = Handshake(client_id.decode("ascii"), connection.peer_address, fields)
+            handshake = Handshake(
+                client_id.decode("ascii"), connection.peer_address, fields, connection.peer_certificate
+            )
             try:
                 allowed = self._authorize(handshake)
             except Exception:

@@ -15,26 +15,32 @@ cdef class ServerContext:
         readonly AgentTable table
         readonly object settings
         bint serves_clients
-        bint serves_agents
+        readonly bint serves_agents
         # settings as C values, in seconds and bytes
         double request_timeout
         double max_request_timeout
         double idle_timeout
         double header_timeout
         double keepalive_timeout
+        Py_ssize_t max_connections
         Limits limits
         bytes agent_path
         Buffer scratch                  # where a request's head is encoded
         # policy
+        public object tls               # ssl.SSLContext for new connections, None where TLS is not spoken
         object on_agent                 # called with the connection's Handshake and what it takes to accept it
         object access_log               # called once a request, or None
         # state
         readonly bint draining
         set connections
+        set _handshakes                 # TlsTransports in their handshake
+        set _noted                      # kinds of failed handshakes that were logged
         object _emptied                 # an asyncio.Event
         readonly long long requests
 
     cdef int forget(self, ServerConnection connection) except -1
+    cdef bint _full(self) noexcept
+    cdef int _note_emptied(self) except -1
 
 
 cdef enum ResponseFraming:
@@ -57,6 +63,7 @@ cdef class ServerConnection(_ProtocolBase):
         object transport
         SocketWriter writer
         bytes peer                      # ip:port
+        bytes scheme                    # http or https
         readonly object peer_address
         # state of the connection
         bint reading

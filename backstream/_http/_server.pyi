@@ -1,4 +1,5 @@
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,9 @@ from backstream.config import ProxySettings
 class ServerContext:
     table: AgentTable
     settings: ProxySettings
+    serves_agents: bool
     draining: bool
+    tls: ssl.SSLContext | None
     requests: int
     def __init__(
         self,
@@ -20,8 +23,9 @@ class ServerContext:
         serves_agents: bool,
         on_agent: Callable[..., Any],
         access_log: Callable[..., None] | None,
+        tls: ssl.SSLContext | None = None,
     ) -> None: ...
-    def connection(self) -> ServerConnection: ...
+    def connection(self) -> asyncio.BaseProtocol: ...
     @property
     def connection_count(self) -> int: ...
     def drain(self) -> None: ...
@@ -30,3 +34,5 @@ class ServerContext:
 
 class ServerConnection(Responder, asyncio.BufferedProtocol):
     peer_address: tuple[str, int] | None
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None: ...

@@ -29,6 +29,7 @@ from backstream._http._message cimport (
 )
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, loop_state, monotonic
+from backstream._tls cimport TlsTransport
 
 from backstream._http.errors import MessageError
 from backstream.config import parse_duration
@@ -40,6 +41,7 @@ cdef enum:
     PROTOCOL_ERROR = 1
     HELD_SIZE = 65536               # bytes of requests ahead of their turn
     LINGER_BYTES = 16777216
+    TLS_RECORD = 22                 # the first byte of a TLS handshake (RFC 8446 §5.1), which begins no HTTP
 
 cdef double LINGER_SECONDS = 5.0
 
@@ -55,7 +57,7 @@ cdef frozenset IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPT
 
 cdef class ServerContext:
 
-    def __init__(self, AgentTable table, settings, *, serves_clients, serves_agents, on_agent, access_log):
+    def __init__(self, AgentTable table, settings, *, serves_clients, serves_agents, on_agent, access_log, tls=None):
         self.table = table
         self.settings = settings
         self.serves_clients = serves_clients
@@ -63,6 +65,7 @@ cdef class ServerContext:
         self.request_timeout = settings.request_timeout
         self.max_request_timeout = settings.max_request_timeout
         self.idle_timeout = settings.idle_timeout
+        self.max_connections = settings.max_connections
         self.header_timeout = settings.header_timeout
         self.keepalive_timeout = settings.keepalive_timeout
         self.limits.head = settings.max_head_size
@@ -74,17 +77,47 @@ cdef class ServerContext:
         self.scratch = Buffer()
         self.on_agent = on_agent
         self.access_log = access_log
+        self.tls = tls
         self.connections = set()
+        self._handshakes = set()
+        self._noted = set()
         self._emptied = asyncio.Event()
 
     def connection(self):
         """A protocol for one accepted socket."""
+        cdef TlsTransport transport
+        if self.tls is None:
+            return ServerConnection(self)
+        if self._full():
+            # There is no telling it so before a handshake, which costs more than the connection.
+            return _Refusal()
+        transport = TlsTransport(self.tls, self._secured, self._handshake_over, self.header_timeout)
+        self._handshakes.add(transport)
+        return transport
+
+    def _secured(self):
         return ServerConnection(self)
+
+    def _handshake_over(self, TlsTransport transport, error):
+        self._handshakes.discard(transport)
+        if error is not None:
+            self.note_handshake(
+                getattr(error, "reason", None) or type(error).__name__, transport.get_extra_info("peername"), error)
+            self._note_emptied()
+
+    def note_handshake(self, str kind, peer, why):
+        """Logs a TLS handshake that failed; of each kind the first, since whoever scans ports brings them about."""
+        if kind not in self._noted:
+            self._noted.add(kind)
+            logger.debug("a TLS handshake with %s failed: %s (the next ones of this kind are not logged)", peer, why)
+
+    cdef bint _full(self) noexcept:
+        return len(self.connections) + len(self._handshakes) >= self.max_connections
 
     @property
     def connection_count(self) -> int:
-        """Connections that are open."""
-        return len(self.connections)
+        """Connections that are open, those in a TLS handshake among them."""
+        return len(self.connections) + len(self._handshakes)
 
     def drain(self):
         """Closes idle connections, and the others after the answer that they wait for."""
@@ -95,13 +128,16 @@ cdef class ServerContext:
 
     cdef int forget(self, ServerConnection connection) except -1:
         self.connections.discard(connection)
-        if not self.connections:
+        return self._note_emptied()
+
+    cdef int _note_emptied(self) except -1:
+        if not self.connections and not self._handshakes:
             self._emptied.set()
         return 0
 
     async def wait_empty(self):
         """Waits until no connection is open."""
-        while self.connections:
+        while self.connections or self._handshakes:
             self._emptied.clear()
             await self._emptied.wait()
 
@@ -110,6 +146,15 @@ cdef class ServerContext:
         cdef ServerConnection connection
         for connection in list(self.connections):
             connection._abort()
+        for transport in list(self._handshakes):
+            transport.abort()
+
+
+class _Refusal(asyncio.Protocol):
+    """Ends a connection that there is no place for."""
+
+    def connection_made(self, transport):
+        transport.abort()
 
 
 cdef inline Slice _head_of(Slice s, Py_ssize_t size) noexcept:
@@ -134,6 +179,11 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
     def __repr__(self):
         return f"<ServerConnection {self.peer_address}>"
 
+    @property
+    def peer_certificate(self):
+        """The certificate that the peer showed, as a dict, or None."""
+        return (self.transport.get_extra_info("peercert") or None) if self.transport is not None else None
+
     # --- asyncio ---
 
     def connection_made(self, transport):
@@ -141,13 +191,14 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.transport = transport
         self.reading = True
         self.writer.attach(transport)
+        self.scheme = b"http" if self.writer.tls is None else b"https"
         self.peer = b""
         if isinstance(address, tuple):
             self.peer_address = address[:2]
             self.peer = (f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}").encode()
             if b"%" in self.peer:       # an IPv6 zone means nothing to others
                 self.peer = f"[{address[0].partition('%')[0]}]:{address[1]}".encode()
-        if len(self.context.connections) >= self.context.settings.max_connections:
+        if self.context._full():
             # Told and closed at once, without waiting for a request: there is no place for it.
             self._refuse(503, "connection_limit_reached", "the proxy has all the connections it takes")
             self.lingering = False
@@ -295,6 +346,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         try:
             self._parse(data, size)
         except MessageError as error:
+            if <unsigned char>data[0] == TLS_RECORD and self.writer.tls is None and not self.exchange:
+                self.context.note_handshake("plain", self.peer_address, "this port does not speak TLS")
             if self.exchange is not None and self.head_sent:
                 self._gone("the client's request is malformed")
                 self._close_when_sent()
@@ -486,7 +539,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         if context.max_request_timeout > 0 and (timeout == 0 or timeout > context.max_request_timeout):
             timeout = context.max_request_timeout
         head.method = reader.method
-        head.scheme = slice_of(b"http")
+        head.scheme = slice_of(self.scheme)
         head.peer = slice_of(self.peer)
         head.upgrade.size = head.client_id.size = head.prefix.size = 0
         head.client_id = client_id
