@@ -273,7 +273,6 @@ cdef class TlsTransport(_TransportBase, asyncio.BufferedProtocol):
     cdef int _end_writing(self) except -1:
         """Sends close_notify (RFC 8446 §6.1); nothing more is written after it."""
         cdef bytes held
-        cdef object broken = None
         if self._write_ended:
             return 0
         # OpenSSL takes bytes of the peer's that are still to be read for a mistake here: they step aside.
@@ -284,14 +283,13 @@ cdef class TlsTransport(_TransportBase, asyncio.BufferedProtocol):
             self.ssl_object.unwrap()
         except WantRead:
             pass
-        except ssl.SSLError as error:
-            broken = error
+        except ssl.SSLError:
+            # Whoever still reads is told by the next read.
+            pass
         if held:
             self._incoming.write(held)
         self._flush_outgoing()
         self._write_ended = True
-        if broken is not None and self._state == TLS_OPEN and not self._peer_ended:
-            self._error = broken
         return 0
 
     cdef int _fail(self, object error) except -1:
