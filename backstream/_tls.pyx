@@ -25,7 +25,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef enum:
     PIECE = 32768           # bytes read, or encrypted, at once: OpenSSL's buffers stay about as large
-    MOST_UNASKED = 262144   # bytes of answers to the peer's TLS messages that may wait for a peer that does not read
+    MOST_UNASKED = 1048576  # bytes of answers to the peer's TLS messages that may wait for a peer that does not read
 
 cdef object WantRead = ssl.SSLWantReadError
 

@@ -520,7 +520,7 @@ cli.add_command(
             "Take clients' requests and send them to the agents that are connected. Clients and agents come "
             "to the same port unless --agent-listen gives the agents one of their own.\n\n"
             "Agents are not authenticated: whoever reaches their port can take any id. Keep it where only "
-            "those come whom you trust.",
+            "those come whom you trust, or ask them for certificates (--tls-client-ca).",
         ),
     )
 )

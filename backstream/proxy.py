@@ -269,12 +269,14 @@ def memory_bound(settings: ProxySettings) -> int:
     """The most that buffers can take, in bytes, when every limit is reached at once (docs: the bound)."""
     session = settings.session
     message, high_water, piece, read_buffer = 256 * 1024, 128 * 1024, 64 * 1024, 384 * 1024
+    # OpenSSL's state of a connection, and what it keeps of buffers after bulk in both directions.
+    tls = 128 * 1024 if settings.tls_cert is not None else 0
     streams = min(settings.max_connections, settings.max_agents * session.max_streams)
     return (
         streams * session.initial_window
         + session.window_budget
-        + settings.max_agents * (read_buffer + message + high_water)
-        + settings.max_connections * (2 * piece + settings.max_head_size)
+        + settings.max_agents * (read_buffer + message + high_water + tls)
+        + settings.max_connections * (2 * piece + settings.max_head_size + tls)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import logging
 import ssl
@@ -242,6 +243,34 @@ async def test_a_server_that_closes_before_an_answer_is_no_refusal(certificates,
         url = f"{'wss' if tls else 'ws'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws"
         line, refused = await failure(caplog, url, ca=certificates.ca if tls else None)
         assert "the connection ended before an answer came" in line and not refused
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_session_that_ends_with_its_handshake_is_dialled_again(certificates, tls) -> None:
+    count = 0
+
+    async def serve(reader, writer):
+        nonlocal count
+        count += 1
+        head = await reader.readuntil(b"\r\n\r\n")
+        key = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key:"))[18:].strip()
+        accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+        writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Protocol: backstream.v1\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n\x88\x00"
+        )
+        await writer.drain()
+        writer.close()
+
+    context = None
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificates.server.cert, certificates.server.key)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        url = f"{'wss' if tls else 'ws'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws"
+        async with make_agent(url, ok_app, ca=certificates.ca if tls else None):
+            await until(lambda: count >= 3, "the agent to come again")
 
 
 # --- the agent is verified ---

@@ -10,6 +10,7 @@ import time
 
 import httpx
 import pytest
+import websockets
 
 from tests.rig import (
     Ended,
@@ -442,6 +443,22 @@ async def test_an_upgraded_stream_keeps_its_other_direction_when_one_has_ended(c
         wire.half_close()
         async with asyncio.timeout(5):
             assert await got.get() == b"still therefin"
+
+
+async def test_a_websocket_client_over_wss_reaches_an_upstream(certificates) -> None:
+    async def echo(connection) -> None:
+        async for message in connection:
+            await connection.send(message)
+
+    async with websockets.serve(echo, "127.0.0.1", 0, max_size=None) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with secure(certificates, upstream=f"http://127.0.0.1:{port}") as pair:
+            url = f"wss://localhost:{pair.address[1]}/"
+            options = {"ssl": certificates.context(), "additional_headers": pair.headers, "max_size": None}
+            async with websockets.connect(url, **options) as client:
+                for message in ("hello", BLOCK * 50, b""):
+                    await client.send(message)
+                    assert await client.recv() == message
 
 
 async def test_nothing_is_left_after_connections_that_ended_every_way(certificates) -> None:
