@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from bench import agents, bulk, memory, mixed, small, targets, websocket
+from bench import agents, bulk, memory, mixed, small, targets, tls, websocket
 from bench.context import Context, Options
 from bench.errors import BenchError
 from bench.machine import describe
@@ -24,6 +24,7 @@ MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "websocket": websocket.run,
     "agents": agents.run,
     "memory": memory.run,
+    "tls": tls.run,
 }
 
 
