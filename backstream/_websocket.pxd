@@ -60,6 +60,7 @@ cdef class ReadGuard(_ProtocolBase):
         object _protocol
         object _get_buffer
         object _buffer_updated
+        object error                    # with which the connection was lost
         Py_ssize_t _turn_bytes
         bint _paused
 

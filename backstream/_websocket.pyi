@@ -1,11 +1,12 @@
+import ssl
 from typing import Any
 
-from picows import WSListener
+from picows import WSListener, WSTransport
 
 from backstream._session import Session, SessionOwner
+from backstream.config import ProxyUrl
 
 SUBPROTOCOL: str
-CLIENT_OPTIONS: dict[str, Any]
 
 class SessionLink(SessionOwner):
     session: Session
@@ -14,9 +15,13 @@ class SessionLink(SessionOwner):
     @property
     def listener(self) -> WSListener: ...
     @property
+    def is_lost(self) -> bool: ...
+    @property
     def close_code(self) -> int | None: ...
 
 class ReadGuard: ...
 
 def accept_websocket(transport: Any, link: SessionLink, key: bytes, rest: bytes) -> ReadGuard: ...
-def guard_websocket(transport: Any, link: SessionLink) -> ReadGuard: ...
+async def dial_websocket(
+    link: SessionLink, url: ProxyUrl, headers: list[tuple[str, str]], tls: ssl.SSLContext | None
+) -> WSTransport: ...

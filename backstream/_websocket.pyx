@@ -19,6 +19,7 @@ from backstream._codec cimport MAX_MESSAGE_SIZE
 from backstream._loop cimport READ_SIZE, LoopMember, LoopState, monotonic
 from backstream._session cimport Session, SessionOwner
 
+from backstream._tls import connect_tls
 from picows import WSAutoPingStrategy, WSUpgradeResponse
 from picows.common import WSUpgradeResponseWithListener
 from picows.picows import WSProtocol
@@ -100,8 +101,9 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
         self._link._received_at = monotonic()
         self._turn_bytes += nbytes
         self._buffer_updated(nbytes)
-        if (self._link._transport is not None and self._link._transport.is_close_frame_sent
-                and not self._link._closing and not self._link._lost):
+        if self._link._transport is None:
+            return
+        if self._link._transport.is_close_frame_sent and not self._link._closing and not self._link._lost:
             # picows has said what is wrong, and would go on reading.
             self._link._transport.disconnect()
             self._link.lose("the peer broke the WebSocket protocol")
@@ -123,6 +125,7 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
         self._protocol.connection_made(transport)
 
     def connection_lost(self, exc):
+        self.error = exc
         self._protocol.connection_lost(exc)
         self._protocol = self._get_buffer = self._buffer_updated = None
         self._link.lose("the connection was lost")
@@ -383,6 +386,11 @@ cdef class SessionLink(SessionOwner):
         return self._listener
 
     @property
+    def is_lost(self):
+        """Whether it is gone for good."""
+        return self._lost
+
+    @property
     def close_code(self):
         """The code of the peer's close frame, or None."""
         handshake = self._transport.close_handshake if self._transport is not None else None
@@ -426,22 +434,28 @@ def _feed(ReadGuard guard, bytes data):
         at += size
 
 
-def guard_websocket(WSTransport transport, SessionLink link):
-    """Puts the guard between the socket and the picows protocol of a connection that was dialled."""
-    cdef object raw = transport.underlying_transport
-    guard = ReadGuard(raw.get_protocol(), link)
+async def dial_websocket(SessionLink link, url, list headers, tls):
+    """Dials, and makes the connection the WebSocket of `link`; returns its WSTransport.
+
+    url: a config.ProxyUrl; headers: (name, value) beside those of RFC 6455 §4.1; tls: an ssl.SSLContext, or None for
+    plain TCP. The caller limits the time. Raises OSError (ssl.SSLError among them), WSError.
+    """
+    cdef ReadGuard guard
+    loop = asyncio.get_running_loop()
+    protocol = WSProtocol(url.authority, url.path, True, lambda: link.listener, _picows_logger, True, None, False,
+                          10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False, MAX_MESSAGE_SIZE, headers,
+                          FIRST_READ_BUFFER)
+    guard = ReadGuard(protocol, link)
     link._guard = guard
-    raw.set_protocol(guard)
-    return guard
-
-
-CLIENT_OPTIONS = {
-    "logger_name": _picows_logger,
-    "enable_auto_ping": False,
-    "enable_auto_pong": False,
-    "max_frame_size": MAX_MESSAGE_SIZE,
-    "max_redirects": 0,
-    "read_buffer_init_size": FIRST_READ_BUFFER,
-    "extra_headers": None,
-}
-"""How `picows.ws_connect` is called for a link."""
+    if tls is None:
+        transport, _ = await loop.create_connection(lambda: guard, url.host, url.port)
+    else:
+        transport = await connect_tls(lambda: guard, url.host, url.port, tls)
+    try:
+        await protocol.wait_until_handshake_complete()
+        if protocol.transport.response is None:
+            raise guard.error or ConnectionResetError("it closed the connection during the handshake")
+    except BaseException:
+        transport.abort()
+        raise
+    return protocol.transport

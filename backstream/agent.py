@@ -28,8 +28,9 @@ from backstream._loop import loop_state
 from backstream._messages import RequestHead
 from backstream._service import CallbackService, Service, ServiceLink
 from backstream._session import Stream
-from backstream._websocket import CLIENT_OPTIONS, SUBPROTOCOL, guard_websocket
-from backstream.config import AgentSettings, parse_upstream
+from backstream._websocket import SUBPROTOCOL, dial_websocket
+from backstream.certificates import client_context, describe, is_refusal, stamp
+from backstream.config import AgentSettings, parse_proxy_url, parse_upstream
 from backstream.errors import ConfigurationError, ConnectionFailed
 
 __all__ = ["Agent", "AsgiApp", "HandlerFactory"]
@@ -70,6 +71,9 @@ class Agent:
         self._app = app
         self._handler = handler
         self._service: Service | None = None
+        self._url = parse_proxy_url(settings.proxy_url)
+        self._tls: ssl.SSLContext | None = None
+        self._tls_stamp: object = None
         self._instance = os.urandom(16)
         self._generation = 0
         self._budget = WindowBudget(settings.session.window_budget)
@@ -89,19 +93,30 @@ class Agent:
     async def start(self) -> None:
         """Makes the service ready and begins to dial; returns without waiting for the proxy.
 
-        Raises ConfigurationError when the service can't be loaded or fails to start.
+        Raises ConfigurationError when the service can't be loaded or fails to start, or a file of TLS can't be used.
         """
         if self._runner is not None or self._closing:
             raise RuntimeError("an Agent is started once")
+        self._read_tls()
         self._service = self._make_service()
         await self._service.start()
         self._runner = asyncio.create_task(self._run(), name=f"backstream agent {self.settings.client_id}")
+
+    def _read_tls(self) -> None:
+        """Makes the context for `wss://`, anew where its files have changed."""
+        settings = self.settings
+        now = stamp(settings.ca, settings.client_cert, settings.client_key)
+        if self._url.tls and (self._tls is None or now != self._tls_stamp):
+            self._tls = client_context(settings.ca, settings.client_cert, settings.client_key)
+            self._tls_stamp = now
 
     def _make_service(self) -> Service:
         if self._handler is not None:
             return CallbackService(self._handler)
         if self.settings.upstream is not None:
-            return UpstreamService(parse_upstream(self.settings.upstream), self.settings)
+            target = parse_upstream(self.settings.upstream)
+            tls = client_context(self.settings.upstream_ca, ca_name="upstream_ca") if target.tls else None
+            return UpstreamService(target, self.settings, tls)
         return AsgiWebService(self._app if self._app is not None else load_app(self.settings.app or ""), self.settings)
 
     async def drain(self) -> None:
@@ -204,7 +219,7 @@ class Agent:
                 logger.exception("dialling failed; next try in %.1f s", wait)
                 await asyncio.sleep(wait)
                 continue
-            self._current = link
+            self._current = None if link.is_lost else link
             if link.goaway is not None:  # it came with the handshake's answer
                 self.session_leaving(link)
             while self._current is link and not self._leaving:
@@ -247,34 +262,26 @@ class Agent:
             self._instance,
             self._generation,
         )
-        options = {
-            **CLIENT_OPTIONS,
-            "extra_headers": [
-                ("x-backstream-client-id", settings.client_id),
-                ("Sec-WebSocket-Protocol", SUBPROTOCOL),
-            ],
-        }
-        where = settings.proxy_url
+        where = _without_query(settings.proxy_url)
+        headers = [("x-backstream-client-id", settings.client_id), ("Sec-WebSocket-Protocol", SUBPROTOCOL)]
+        try:
+            self._read_tls()
+        except ConfigurationError as error:
+            logger.error("TLS stays as it was: %s", error)
         try:
             async with asyncio.timeout(settings.connect_timeout):
-                transport, _ = await picows.ws_connect(
-                    lambda: link.listener,
-                    where,
-                    websocket_handshake_timeout=settings.connect_timeout,
-                    use_aiofastnet=False,
-                    **options,
-                )
+                transport = await dial_websocket(link, self._url, headers, self._tls)
         except picows.WSInvalidStatusError as error:
             status = int(error.response.status) if error.response is not None else 0
             body = bytes(error.raw_body or b"")[:200].decode("utf-8", "replace").strip()
             phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
             why = f"{status} {phrase}" + (f" ({body})" if body else "")
             raise ConnectionFailed(f"{where} refused the agent: {why}", refused=400 <= status < 500) from None
-        except ssl.SSLError as error:
-            raise ConnectionFailed(f"no TLS connection to {where}: {error}", refused=True) from None
         except TimeoutError:
             raise ConnectionFailed(f"no connection to {where} within {settings.connect_timeout:g} s") from None
-        except (OSError, picows.WSError) as error:
+        except OSError as error:
+            raise ConnectionFailed(f"no connection to {where}: {describe(error)}", refused=is_refusal(error)) from None
+        except picows.WSError as error:
             raise ConnectionFailed(f"no connection to {where}: {error}") from None
         except RuntimeError as error:
             raise ConnectionFailed(f"{where} does not speak WebSocket: {error}", refused=True) from None
@@ -285,14 +292,15 @@ class Agent:
             raise ConnectionFailed(
                 f"{where} does not take the subprotocol {SUBPROTOCOL}; the seed wire is not spoken yet", refused=True
             )
-        guard_websocket(transport, link)
-        self._links.add(link)
+        if not link.is_lost:
+            self._links.add(link)
         return link
 
     # --- from the sessions ---
 
     def session_ready(self, link: ServiceLink) -> None:
-        """The proxy's HELLO came."""
+        """The proxy's HELLO came, which may be before `_dial` goes on."""
+        self._links.add(link)
         self._connected.set()
         logger.info(
             "connected to %s as %s",

@@ -42,6 +42,7 @@ from backstream.config import (
     SERVICE,
     SESSIONS,
     TIMES,
+    TLS,
     AgentSettings,
     Option,
     ProxySettings,
@@ -60,7 +61,7 @@ from backstream.proxy import Proxy
 __all__ = ["main"]
 
 OTHER: Final = "Other"
-SECTIONS: Final = (LISTEN, CONNECT, SERVICE, ROUTES, FORWARDING, TIMES, LIMITS, SESSIONS, LOGS, OTHER)
+SECTIONS: Final = (LISTEN, CONNECT, SERVICE, ROUTES, FORWARDING, TLS, TIMES, LIMITS, SESSIONS, LOGS, OTHER)
 METAVARS: Final = {
     "duration": "DURATION",
     "size": "SIZE",
@@ -366,8 +367,14 @@ def _run(main: Callable[[], Any]) -> int:
         return cast(int, runner.run(main()))
 
 
-async def _serve(name: str, service: Service, drain_timeout: float, started: Callable[[], None] | None = None) -> int:
-    """Run `service` until a signal: the first drains it, the second closes it at once.
+async def _serve(
+    name: str,
+    service: Service,
+    drain_timeout: float,
+    started: Callable[[], None] | None = None,
+    on_hangup: Callable[[], object] | None = None,
+) -> int:
+    """Run `service` until a signal: the first drains it, the second closes it at once; SIGHUP calls `on_hangup`.
 
     Returns the exit status: 0 after a drain, 128 and the signal's number after a second one, 1 when the
     service stopped by itself.
@@ -389,6 +396,8 @@ async def _serve(name: str, service: Service, drain_timeout: float, started: Cal
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    if on_hangup is not None:
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
     try:
         if not await _unless(first, service.start()):
             return 0
@@ -470,7 +479,9 @@ def _proxy(log_format: logs.LogFormat, log_level: str, **values: Any) -> int:
 
     async def run() -> int:
         try:
-            return await _serve("proxy", Proxy(settings, sockets=sockets), settings.drain_timeout)
+            proxy = Proxy(settings, sockets=sockets)
+            reload = proxy.reload_tls if settings.tls_cert is not None else None
+            return await _serve("proxy", proxy, settings.drain_timeout, on_hangup=reload)
         except OSError as error:
             raise _cannot_listen(error, settings.listen, settings.agent_listen) from None
 
@@ -575,7 +586,7 @@ cli.add_command(
             "over its listening sockets (systemd's LISTEN_FDS) decides instead of --listen: the first is for "
             "clients, a second one for agents.\n\n"
             "Agents are not authenticated: whoever reaches their port can take any id. Keep it where only "
-            "those come whom you trust.",
+            "those come whom you trust, or ask them for certificates (--tls-client-ca).",
             lists=True,
         ),
     )

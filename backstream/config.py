@@ -22,6 +22,7 @@ __all__ = [
     "AgentSettings",
     "Option",
     "ProxySettings",
+    "ProxyUrl",
     "Route",
     "SessionSettings",
     "Upstream",
@@ -33,6 +34,7 @@ __all__ = [
     "parse_host_route",
     "parse_network",
     "parse_path_route",
+    "parse_proxy_url",
     "parse_size",
     "parse_upstream",
 ]
@@ -74,6 +76,7 @@ ROUTES: Final = "Routes"
 FORWARDING: Final = "Who asked"
 CONNECT: Final = "Connection to the proxy"
 SERVICE: Final = "What to serve"
+TLS: Final = "TLS"
 TIMES: Final = "Time limits"
 LIMITS: Final = "Limits"
 SESSIONS: Final = "Sessions"
@@ -294,10 +297,11 @@ class Upstream(NamedTuple):
     host: str
     port: int
     path: str | None
+    tls: bool = False
 
 
 def parse_upstream(text: str) -> Upstream:
-    """What `http://host:port` (80 unless it is named) or `unix:/path` says.
+    """What `http://host:port`, `https://host:port` (80 or 443 unless it is named) or `unix:/path` says.
 
     Raises ConfigurationError for anything else.
     """
@@ -306,13 +310,40 @@ def parse_upstream(text: str) -> Upstream:
         if not path.startswith("/") or "\0" in path:
             raise ConfigurationError(f"{_shown(text)} must name a socket by its full path: unix:/run/service.sock")
         return Upstream("localhost", 80, path)
-    parts = _split_url(text, ("http",), "http://HOST:PORT or unix:/PATH")
+    parts = _split_url(text, ("http", "https"), "http://HOST:PORT, https://HOST:PORT or unix:/PATH")
     if parts.path not in ("", "/") or parts.query:
         raise ConfigurationError(f"{_shown(text)} must end after its port: targets are forwarded as they come")
-    host, port = _url_address(text, parts, 80)
+    tls = parts.scheme == "https"
+    host, port = _url_address(text, parts, 443 if tls else 80)
     if port == 0:
         raise ConfigurationError(f"{_shown(text)} has no valid port: it must be a number from 1 to 65535")
-    return Upstream(host, port, None)
+    return Upstream(host, port, None, tls)
+
+
+class ProxyUrl(NamedTuple):
+    """Where an agent dials."""
+
+    tls: bool
+    host: str
+    port: int
+    authority: str
+    """host[:port] as written, for the Host field."""
+    path: str
+    """The path and query."""
+
+
+def parse_proxy_url(text: str) -> ProxyUrl:
+    """What `ws://host:port/path` or `wss://…` says (80 or 443 unless the port is named; the path `/` unless it is).
+
+    Raises ConfigurationError for anything else.
+    """
+    parts = _split_url(text, ("ws", "wss"), "ws://HOST:PORT/PATH")
+    tls = parts.scheme == "wss"
+    host, port = _url_address(text, parts, 443 if tls else 80)
+    if port == 0:
+        raise ConfigurationError(f"{_shown(text)} has no valid port")
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return ProxyUrl(tls, host, port, parts.netloc, path)
 
 
 def _split_url(text: str, schemes: tuple[str, ...], shape: str) -> SplitResult:
@@ -407,6 +438,12 @@ def check_value(name: str, option: Option, value: object) -> None:
 def _check_session(session: object) -> None:
     if not isinstance(session, SessionSettings):
         raise ConfigurationError(f"session must be a SessionSettings, not {session!r}")
+
+
+def _check_pair(settings: object, one: str, other: str) -> None:
+    for given, missing in ((one, other), (other, one)):
+        if getattr(settings, given) is not None and getattr(settings, missing) is None:
+            raise ConfigurationError(f"{given} needs {missing} too: a certificate works with its key only")
 
 
 def _check_routes(name: str, texts: tuple[str, ...], parse: Callable[[str], Route]) -> None:
@@ -545,6 +582,38 @@ class ProxySettings:
     )
     """Where an Upgrade to WebSocket makes an agent; other requests to it are ordinary ones."""
 
+    tls_cert: str | None = field(
+        default=None,
+        metadata=_option(
+            "text",
+            TLS,
+            "Speak TLS: this certificate (PEM), followed by those up to its CA. SIGHUP reads the files again.",
+            metavar="FILE",
+        ),
+    )
+    """Path of a PEM file, or None: plain TCP. It holds for both listeners; they speak TLS 1.2 and newer.
+    `Proxy.reload_tls` reads the files again."""
+
+    tls_key: str | None = field(
+        default=None,
+        metadata=_option("text", TLS, "The private key of --tls-cert (PEM, without a passphrase).", metavar="FILE"),
+    )
+    """Path of a PEM file; together with `tls_cert`, or neither."""
+
+    tls_client_ca: str | None = field(
+        default=None,
+        metadata=_option(
+            "text",
+            TLS,
+            "Mutual TLS: who connects needs a certificate from a CA in this file (PEM). With --agent-listen agents "
+            "need one, and clients do not.",
+            metavar="FILE",
+        ),
+    )
+    """Path of a PEM file with the CAs whose certificates are accepted, or None: nobody is asked for one. It
+    holds for the listener that agents come to: `agent_listen`, or `listen` when that is shared, and then for
+    clients as well. A certificate says that its holder may connect, not which client id it may hold: that is
+    for `authorize`, which sees it."""
     reuse_port: bool = field(
         default=False,
         metadata=_option("switch", LISTEN, "Let several processes listen on the port (SO_REUSEPORT)."),
@@ -838,6 +907,11 @@ class ProxySettings:
         path = self.agent_path
         if not path.startswith("/") or not _is_token_text(path) or any(char in path for char in " ?#"):
             raise ConfigurationError(f"agent_path must be a path like /ws, not {_shown(path)}")
+        _check_pair(self, "tls_cert", "tls_key")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ConfigurationError("tls_client_ca needs tls_cert and tls_key: client certificates are a part of TLS")
+        if self.proxy_protocol and self.tls_cert is not None:
+            raise ConfigurationError("proxy_protocol does not go with tls_cert yet: its header comes before TLS begins")
         if self.agent_listen is not None and self.agent_listen == self.listen and parse_address(self.listen)[1]:
             raise ConfigurationError("agent_listen must differ from listen; leave it out to share the port")
         _check_routes("route_host", self.route_host, parse_host_route)
@@ -856,7 +930,8 @@ class AgentSettings:
         default="ws://127.0.0.1:8080/ws",
         metadata=_option("text", CONNECT, "The proxy: ws://HOST:PORT/PATH, or wss:// for TLS.", metavar="URL"),
     )
-    """`ws://` or `wss://`; the path is the proxy's `agent_path`."""
+    """`ws://` or `wss://`; the path is the proxy's `agent_path`. With `wss://` the proxy's certificate is
+    verified, its host name too; nothing switches that off."""
 
     client_id: str = field(
         metadata=_option("text", CONNECT, "The id under which clients reach this agent.", metavar="ID"),
@@ -877,9 +952,46 @@ class AgentSettings:
 
     upstream: str | None = field(
         default=None,
-        metadata=_option("text", SERVICE, "A service to forward to: http://HOST:PORT or unix:/PATH.", metavar="URL"),
+        metadata=_option(
+            "text",
+            SERVICE,
+            "A service to forward to: http://HOST:PORT, https://HOST:PORT or unix:/PATH.",
+            metavar="URL",
+        ),
     )
-    """`http://host:port` or `unix:/path`; not together with `app`."""
+    """`http://host:port`, `https://host:port` or `unix:/path`; not together with `app`. With `https://` the
+    upstream's certificate is verified, its host name too."""
+
+    ca: str | None = field(
+        default=None,
+        metadata=_option(
+            "text", TLS, "CAs to trust for the proxy (PEM), instead of the system's; for wss://.", metavar="FILE"
+        ),
+    )
+    """Path of a PEM file with trust anchors, or None: the system's."""
+
+    client_cert: str | None = field(
+        default=None,
+        metadata=_option(
+            "text", TLS, "The agent's own certificate (PEM), for a proxy that asks for one.", metavar="FILE"
+        ),
+    )
+    """Path of a PEM file, followed by the certificates up to its CA. This file, `client_key` and `ca` are read
+    again before the agent dials when they have changed."""
+
+    client_key: str | None = field(
+        default=None,
+        metadata=_option("text", TLS, "The private key of --client-cert (PEM, without a passphrase).", metavar="FILE"),
+    )
+    """Path of a PEM file; together with `client_cert`, or neither."""
+
+    upstream_ca: str | None = field(
+        default=None,
+        metadata=_option(
+            "text", TLS, "CAs to trust for an https:// upstream (PEM), instead of the system's.", metavar="FILE"
+        ),
+    )
+    """Path of a PEM file with trust anchors, or None: the system's."""
 
     time_left_header: bool = field(
         default=False,
@@ -926,7 +1038,8 @@ class AgentSettings:
         default=30.0,
         metadata=_option("duration", CONNECT, "Longest pause while the proxy refuses this agent.", above_zero=True),
     )
-    """Seconds after a 4xx, close code 1008 or a failure of TLS: somebody has to mend something first."""
+    """Seconds after a 4xx, close code 1008 or a failure of TLS (a certificate that is not trusted, has expired
+    or is for another name; a port without TLS): somebody has to mend something first."""
 
     upstream_connections: int = field(
         default=512,
@@ -993,9 +1106,7 @@ class AgentSettings:
         _check(self)
         _check_session(self.session)
         try:
-            parts = _split_url(self.proxy_url, ("ws", "wss"), "ws://HOST:PORT/PATH")
-            if _url_address(self.proxy_url, parts, 80)[1] == 0:
-                raise ConfigurationError(f"{_shown(self.proxy_url)} has no valid port")
+            secure = parse_proxy_url(self.proxy_url).tls
         except ConfigurationError as error:
             raise ConfigurationError(f"proxy_url: {error}") from None
         if not _is_client_id(self.client_id):
@@ -1004,11 +1115,19 @@ class AgentSettings:
             raise ConfigurationError("app and upstream exclude each other: an agent serves one service")
         if self.app is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", self.app):
             raise ConfigurationError(f"app must be module:attribute (such as main:app), not {_shown(self.app)}")
+        upstream_secure = False
         if self.upstream is not None:
             try:
-                parse_upstream(self.upstream)
+                upstream_secure = parse_upstream(self.upstream).tls
             except ConfigurationError as error:
                 raise ConfigurationError(f"upstream: {error}") from None
+        _check_pair(self, "client_cert", "client_key")
+        for name in ("ca", "client_cert"):
+            # Silence would let somebody believe that the connection is protected.
+            if getattr(self, name) is not None and not secure:
+                raise ConfigurationError(f"{name} needs a proxy_url that begins with wss://")
+        if self.upstream_ca is not None and not upstream_secure:
+            raise ConfigurationError("upstream_ca needs an upstream that begins with https://")
         if self.reconnect_min > self.reconnect_max:
             raise ConfigurationError(
                 f"reconnect_min ({format_duration(self.reconnect_min)}) must not be more than reconnect_max "

@@ -10,7 +10,8 @@ import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ from backstream._http._clients import ClientTable
 from backstream._http._server import ServerConnection, ServerContext
 from backstream._loop import loop_state
 from backstream._websocket import accept_websocket
+from backstream.certificates import server_context
 from backstream.config import ProxySettings, parse_address
 from backstream.errors import ConfigurationError
 
@@ -43,6 +45,8 @@ class Handshake:
     """(host, port) that it comes from; None on a Unix socket."""
     fields: tuple[tuple[bytes, bytes], ...]
     """Its header fields as (name in lower case, value)."""
+    certificate: Mapping[str, Any] | None = None
+    """The client certificate that it showed, as `ssl.SSLSocket.getpeercert` has it; None without `tls_client_ca`."""
 
     def field(self, name: str) -> str | None:
         """The value of its first field with this name, without regard to case, or None."""
@@ -89,7 +93,10 @@ class Proxy:
     # --- life-cycle ---
 
     async def start(self) -> None:
-        """Listens. Raises OSError when an address can't be bound."""
+        """Listens.
+
+        Raises OSError when an address can't be bound, ConfigurationError when a file of TLS can't be used.
+        """
         if self._closed is not None:
             raise RuntimeError("a Proxy is started once")
         self._closed = asyncio.Event()
@@ -106,6 +113,7 @@ class Proxy:
         self._say_hello()
 
     async def _listen(self, address: str, inherited: socket.socket | None, *, clients: bool, agents: bool) -> None:
+        tls = self._tls_context(agents)
         context = ServerContext(
             self.agents,
             self._clients,
@@ -114,6 +122,7 @@ class Proxy:
             serves_agents=agents,
             on_agent=self._on_agent,
             access_log=_log_access if self.settings.access_log else None,
+            tls=tls,
         )
         loop = asyncio.get_running_loop()
         backlog = self.settings.backlog
@@ -129,10 +138,38 @@ class Proxy:
         self._listeners.append((server, context))
         self._addresses.append(_bound(server))
 
+    def _tls_context(self, agents: bool) -> ssl.SSLContext | None:
+        """The context of the listener for agents, or of one for clients alone; None where TLS is not spoken."""
+        settings = self.settings
+        if settings.tls_cert is None or settings.tls_key is None:
+            return None
+        return server_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca if agents else None)
+
+    def reload_tls(self) -> bool:
+        """Reads the files of TLS again, for new connections; those that are open go on as they are.
+
+        Returns whether it could: a file that can't be used is logged as an error, and what was read before stays.
+        """
+        try:
+            contexts = [self._tls_context(context.serves_agents) for context in self._contexts]
+        except ConfigurationError as error:
+            logger.error("TLS stays as it was: %s", error)
+            return False
+        for context, tls in zip(self._contexts, contexts, strict=True):
+            context.tls = tls
+        logger.info("the certificate was read again: %s", self.settings.tls_cert)
+        return True
+
     def _say_hello(self) -> None:
-        logger.info("listening on %s for clients", _text(self.address))
-        logger.info("listening on %s%s for agents", _text(self.agent_address), self.settings.agent_path)
-        if self._authorize is None:
+        secure = " with TLS" if self.settings.tls_cert is not None else ""
+        logger.info("listening on %s for clients%s", _text(self.address), secure)
+        logger.info("listening on %s%s for agents%s", _text(self.agent_address), self.settings.agent_path, secure)
+        if self._authorize is None and self.settings.tls_client_ca is not None:
+            logger.info(
+                "agents show a certificate from %s; each can hold any client id",
+                self.settings.tls_client_ca,
+            )
+        elif self._authorize is None:
             host, _ = self.agent_address
             logger.log(
                 logging.INFO if ipaddress.ip_address(host).is_loopback else logging.WARNING,
@@ -250,7 +287,9 @@ class Proxy:
         if reason is not None:
             return 503, reason
         if self._authorize is not None:
-            handshake = Handshake(client_id.decode("ascii"), connection.client_address, fields)
+            handshake = Handshake(
+                client_id.decode("ascii"), connection.client_address, fields, connection.peer_certificate
+            )
             try:
                 allowed = self._authorize(handshake)
             except Exception:
@@ -286,12 +325,14 @@ def memory_bound(settings: ProxySettings) -> int:
     """The most that buffers can take, in bytes, when every limit is reached at once (docs: the bound)."""
     session = settings.session
     message, high_water, piece, read_buffer = 256 * 1024, 128 * 1024, 64 * 1024, 384 * 1024
+    # OpenSSL's state of a connection, and what it keeps of buffers after bulk in both directions.
+    tls = 128 * 1024 if settings.tls_cert is not None else 0
     streams = min(settings.max_connections, settings.max_agents * session.max_streams)
     return (
         streams * session.initial_window
         + session.window_budget
-        + settings.max_agents * (read_buffer + message + high_water)
-        + settings.max_connections * (2 * piece + settings.max_head_size)
+        + settings.max_agents * (read_buffer + message + high_water + tls)
+        + settings.max_connections * (2 * piece + settings.max_head_size + tls)
     )
 
 

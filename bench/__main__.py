@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from bench import agents, bulk, idle, memory, mixed, small, soak, sse, stalled, targets, websocket
+from bench import agents, bulk, idle, memory, mixed, small, soak, sse, stalled, targets, tls, websocket
 from bench.context import Context, Options
 from bench.errors import BenchError
 from bench.machine import describe
@@ -30,6 +30,7 @@ MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "memory": memory.run,
     "stalled": stalled.run,
     "idle": idle.run,
+    "tls": tls.run,
 }
 
 

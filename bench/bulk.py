@@ -68,6 +68,7 @@ def run(context: Context) -> list[Section]:
 def bulk_sample(fleet: Fleet, endpoint: Endpoint, direction: str, size: int, *, chunked: bool) -> Sample:
     """One transfer; `direction` is ``down`` or ``up``."""
     argv = [sys.executable, "-m", "bench.client", "bulk", str(endpoint.port), direction, str(size)]
+    argv += ["--ca", endpoint.ca] if endpoint.ca else []
     meter = CpuMeter(endpoint)
     result = json.loads(fleet.run("bulk client", argv + ["--chunked"] * chunked, timeout=60 + size / (20 * MIB)))
     return {

@@ -18,6 +18,7 @@ import re
 import select
 import selectors
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 
@@ -35,10 +36,11 @@ _TIMEOUT = 15.0
 """Seconds that a socket may be silent before the client gives up."""
 
 
-def connect(port: int) -> socket.socket:
+def connect(port: int, ca: str | None = None) -> socket.socket:
+    """A connection, over TLS if there is a CA to verify it with."""
     client = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return client
+    return ssl.create_default_context(cafile=ca).wrap_socket(client, server_hostname="127.0.0.1") if ca else client
 
 
 def request(method: str, target: str, *fields: str) -> bytes:
@@ -108,17 +110,17 @@ class Answer:
         raise ConnectionError(f"connection closed after {self.body} bytes of body")
 
 
-def download(port: int, size: int, *, chunked: bool) -> int:
-    with connect(port) as client:
+def download(port: int, size: int, *, chunked: bool, ca: str | None = None) -> int:
+    with connect(port, ca) as client:
         client.sendall(request("GET", f"/{'chunked' if chunked else 'bytes'}/{size}"))
         answer = Answer(client)
         answer.receive_all()
         return answer.body
 
 
-def upload(port: int, size: int, *, chunked: bool) -> int:
+def upload(port: int, size: int, *, chunked: bool, ca: str | None = None) -> int:
     framing = "transfer-encoding: chunked" if chunked else f"content-length: {size}"
-    with connect(port) as client:
+    with connect(port, ca) as client:
         client.sendall(request("POST", "/sink", framing))
         for piece in _upload_pieces(size, chunked=chunked):
             client.sendall(piece)
@@ -136,10 +138,10 @@ def _upload_pieces(size: int, *, chunked: bool) -> Iterator[bytes | memoryview]:
         yield (b"%x\r\n%b\r\n" % (rest, bytes(rest)) if rest else b"") + b"0\r\n\r\n"
 
 
-def bulk(port: int, direction: str, size: int, *, chunked: bool) -> dict[str, float]:
+def bulk(port: int, direction: str, size: int, *, chunked: bool, ca: str | None = None) -> dict[str, float]:
     transfer = download if direction == "down" else upload
     cpu, begin = time.process_time(), time.perf_counter()
-    count = transfer(port, size, chunked=chunked)
+    count = transfer(port, size, chunked=chunked, ca=ca)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     if count != size:
         raise ConnectionError(f"{count} bytes arrived of {size}")
@@ -302,6 +304,7 @@ def main() -> None:
         if name == "bulk":
             command.add_argument("size", type=int)
             command.add_argument("--chunked", action="store_true")
+            command.add_argument("--ca", help="over TLS, verified with this file")
         elif name == "stalls":
             command.add_argument("count", type=int)
         elif name == "flood":
@@ -313,7 +316,7 @@ def main() -> None:
     args = parser.parse_args()
     result: object
     if args.what == "bulk":
-        result = bulk(args.port, args.direction, args.size, chunked=args.chunked)
+        result = bulk(args.port, args.direction, args.size, chunked=args.chunked, ca=args.ca)
     elif args.what == "flood":
         result = flood(args.port, args.direction, args.streams)
     elif args.what == "probe":

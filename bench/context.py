@@ -100,7 +100,7 @@ class Context:
         """Start a contender and wait for its first answer."""
         self.say(f"  starting {contender.name}")
         endpoint = contender.start(fleet, backend)
-        wait_until_answering(endpoint.port, contender.name, fleet.check)
+        wait_until_answering(endpoint.port, contender.name, fleet.check, ca=endpoint.ca)
         return endpoint
 
     def cases(

@@ -30,8 +30,11 @@ def client_name() -> str:
     return "the built-in client, slower than wrk (install it: apt-get install wrk)"
 
 
-def load(fleet: Fleet, port: int, connections: int, seconds: int) -> dict[str, float]:
-    """Requests, seconds, p50 and p99 in µs, the client's CPU seconds. BenchError if a request failed."""
+def load(fleet: Fleet, port: int, connections: int, seconds: int, *, ca: str = "") -> dict[str, float]:
+    """Requests, seconds, p50 and p99 in µs, the client's CPU seconds. BenchError if a request failed.
+
+    With a `ca` the load comes over TLS (wrk does not verify it).
+    """
     wrk = shutil.which("wrk")
     before = _children_cpu()
     if wrk:
@@ -44,9 +47,10 @@ def load(fleet: Fleet, port: int, connections: int, seconds: int) -> dict[str, f
             "10s",
             *_wrk_script(fleet.directory),
         ]
-        argv += ["-H", f"{CLIENT_ID_HEADER}: {CLIENT_ID}", f"http://127.0.0.1:{port}/small"]
+        scheme = "https" if ca else "http"
+        argv += ["-H", f"{CLIENT_ID_HEADER}: {CLIENT_ID}", f"{scheme}://127.0.0.1:{port}/small"]
     else:
-        argv = [sys.executable, "-m", "bench.loadgen", str(port), str(connections), str(seconds)]
+        argv = [sys.executable, "-m", "bench.loadgen", str(port), str(connections), str(seconds), *[ca] * bool(ca)]
     output = fleet.run("load client", argv, timeout=seconds + 20)
     result: dict[str, float] = json.loads(output.strip().splitlines()[-1])
     if result["errors"] or not result["requests"]:

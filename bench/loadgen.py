@@ -1,11 +1,13 @@
 """A load generator for where wrk is missing: closed loop, like ``wrk -t1``, but with a Python process's
 ceiling.
 
-``python -m bench.loadgen PORT CONNECTIONS SECONDS`` prints the same JSON as wrk's script in load.py.
+``python -m bench.loadgen PORT CONNECTIONS SECONDS [CA]`` (with a CA over TLS) prints the same JSON as wrk's script in
+load.py.
 """
 
 import asyncio
 import json
+import ssl
 import sys
 import time
 from contextlib import suppress
@@ -51,13 +53,14 @@ class _Client(asyncio.Protocol):
         self._transport.write(self.message)
 
 
-async def load(port: int, connections: int, seconds: float) -> None:
+async def load(port: int, connections: int, seconds: float, ca: str = "") -> None:
     latencies: list[float] = []
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
+    context = ssl.create_default_context(cafile=ca) if ca else None
     begin = time.perf_counter()
     for _ in range(connections):
-        await loop.create_connection(lambda: _Client(latencies, ended), "127.0.0.1", port)
+        await loop.create_connection(lambda: _Client(latencies, ended), "127.0.0.1", port, ssl=context)
     with suppress(TimeoutError):
         await asyncio.wait_for(ended.wait(), seconds)
     elapsed = time.perf_counter() - begin
@@ -74,4 +77,4 @@ async def load(port: int, connections: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    run(load(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))
+    run(load(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:]))

@@ -2,6 +2,7 @@
 
 import http.client
 import socket
+import ssl
 import time
 from collections.abc import Callable
 
@@ -17,9 +18,13 @@ def free_port() -> int:
         return port
 
 
-def answers(port: int) -> bool:
-    """Whether ``GET /small`` gives what it should."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+def answers(port: int, ca: str = "") -> bool:
+    """Whether ``GET /small`` gives what it should, over TLS if there is a `ca` to verify it with."""
+    connection = (
+        http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=ssl.create_default_context(cafile=ca))
+        if ca
+        else http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    )
     try:
         connection.request("GET", "/small", headers={CLIENT_ID_HEADER: CLIENT_ID})
         response = connection.getresponse()
@@ -30,10 +35,12 @@ def answers(port: int) -> bool:
         connection.close()
 
 
-def wait_until_answering(port: int, name: str, check: Callable[[], None], *, timeout: float = 15.0) -> None:
+def wait_until_answering(
+    port: int, name: str, check: Callable[[], None], *, ca: str = "", timeout: float = 15.0
+) -> None:
     """Wait for a contender to serve requests; BenchError after `timeout` seconds, or what `check` raises."""
     deadline = time.monotonic() + timeout
-    while not answers(port):
+    while not answers(port, ca):
         check()
         if time.monotonic() > deadline:
             raise BenchError(f"{name} did not answer GET /small within {timeout:.0f} s")

@@ -49,7 +49,7 @@ def run(context: Context) -> list[Section]:
 def small_sample(fleet: Fleet, endpoint: Endpoint, connections: int, seconds: int) -> Sample:
     """One turn of load on an endpoint."""
     meter = CpuMeter(endpoint)
-    result = load(fleet, endpoint.port, connections, seconds)
+    result = load(fleet, endpoint.port, connections, seconds, ca=endpoint.ca)
     count = result["requests"]
     return {
         "rate": count / result["seconds"],

@@ -429,7 +429,7 @@ class Tunnel:
 
     @property
     def url(self) -> str:
-        return "http://{}:{}".format(*self.address)
+        return "{}://{}:{}".format("https" if self.proxy.settings.tls_cert else "http", *self.address)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -486,7 +486,10 @@ def make_agent(
     kind: type[backstream.Agent] = backstream.Agent,
     **settings: Any,
 ) -> backstream.Agent:
-    url = proxy if isinstance(proxy, str) else "ws://{}:{}/ws".format(*proxy.agent_address)
+    if isinstance(proxy, str):
+        url = proxy
+    else:
+        url = "{}://{}:{}/ws".format("wss" if proxy.settings.tls_cert else "ws", *proxy.agent_address)
     settings = {"reconnect_min": 0.02, "reconnect_max": 0.2, "refused_max": 0.2} | settings
     return kind(backstream.AgentSettings(proxy_url=url, client_id=client_id, **settings), app=app, handler=handler)
 

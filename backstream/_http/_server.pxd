@@ -20,7 +20,7 @@ cdef class ServerContext:
         ClientTable clients
         readonly object settings
         bint serves_clients
-        bint serves_agents
+        readonly bint serves_agents
         # settings as C values, in seconds and bytes
         double request_timeout
         double max_request_timeout
@@ -28,6 +28,7 @@ cdef class ServerContext:
         double agent_wait
         double header_timeout
         double keepalive_timeout
+        Py_ssize_t max_connections
         double drain_idle_timeout
         Limits limits
         int64_t max_body                # 0 for no limit
@@ -41,15 +42,20 @@ cdef class ServerContext:
         dict upgrades                   # protocols that may be switched to: name in lower case -> name
         Buffer scratch                  # where a request's head is encoded
         # policy
+        public object tls               # ssl.SSLContext for new connections, None where TLS is not spoken
         object on_agent                 # called with the connection's Handshake and what it takes to accept it
         object access_log               # called once a request, or None
         # state
         readonly bint draining
         set connections
+        set _handshakes                 # TlsTransports in their handshake
+        set _noted                      # kinds of failed handshakes that were logged
         object _emptied                 # an asyncio.Event
         readonly long long requests
 
     cdef int forget(self, ServerConnection connection) except -1
+    cdef bint _full(self) noexcept
+    cdef int _note_emptied(self) except -1
 
 
 cdef enum ResponseFraming:

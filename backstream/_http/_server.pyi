@@ -1,4 +1,5 @@
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,9 @@ from backstream.config import ProxySettings
 class ServerContext:
     table: AgentTable
     settings: ProxySettings
+    serves_agents: bool
     draining: bool
+    tls: ssl.SSLContext | None
     requests: int
     def __init__(
         self,
@@ -22,8 +25,9 @@ class ServerContext:
         serves_agents: bool,
         on_agent: Callable[..., Any],
         access_log: Callable[..., None] | None,
+        tls: ssl.SSLContext | None = None,
     ) -> None: ...
-    def connection(self) -> ServerConnection: ...
+    def connection(self) -> asyncio.BaseProtocol: ...
     @property
     def connection_count(self) -> int: ...
     def drain(self) -> None: ...
@@ -32,3 +36,5 @@ class ServerContext:
 
 class ServerConnection(Responder, asyncio.BufferedProtocol):
     client_address: tuple[str, int] | None
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None: ...

@@ -35,6 +35,7 @@ from backstream._http._trailers cimport keep_trailers
 from backstream._http._trust cimport Networks
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, loop_state, monotonic
+from backstream._tls cimport TlsTransport
 
 from backstream._http._error_pages import error_page
 from backstream._http._final_recipient import options_answer
@@ -49,6 +50,7 @@ cdef enum:
     PROTOCOL_ERROR = 1
     HELD_SIZE = 65536               # bytes of requests ahead of their turn
     LINGER_BYTES = 16777216
+    TLS_RECORD = 22                 # the first byte of a TLS handshake (RFC 8446 §5.1), which begins no HTTP
 
 cdef double LINGER_SECONDS = 5.0
 cdef double RATE_GRACE_SECONDS = 5.0    # before a minimum rate counts
@@ -68,7 +70,7 @@ cdef frozenset IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPT
 cdef class ServerContext:
 
     def __init__(self, AgentTable table, ClientTable clients, settings, *, serves_clients, serves_agents, on_agent,
-                 access_log):
+                 access_log, tls=None):
         self.table = table
         self.clients = clients
         self.settings = settings
@@ -77,6 +79,7 @@ cdef class ServerContext:
         self.request_timeout = settings.request_timeout
         self.max_request_timeout = settings.max_request_timeout
         self.idle_timeout = settings.idle_timeout
+        self.max_connections = settings.max_connections
         self.agent_wait = settings.agent_wait
         self.header_timeout = settings.header_timeout
         self.keepalive_timeout = settings.keepalive_timeout
@@ -99,17 +102,47 @@ cdef class ServerContext:
         self.scratch = Buffer()
         self.on_agent = on_agent
         self.access_log = access_log
+        self.tls = tls
         self.connections = set()
+        self._handshakes = set()
+        self._noted = set()
         self._emptied = asyncio.Event()
 
     def connection(self):
         """A protocol for one accepted socket."""
+        cdef TlsTransport transport
+        if self.tls is None:
+            return ServerConnection(self)
+        if self._full():
+            # There is no telling it so before a handshake, which costs more than the connection.
+            return _Refusal()
+        transport = TlsTransport(self.tls, self._secured, self._handshake_over, self.header_timeout)
+        self._handshakes.add(transport)
+        return transport
+
+    def _secured(self):
         return ServerConnection(self)
+
+    def _handshake_over(self, TlsTransport transport, error):
+        self._handshakes.discard(transport)
+        if error is not None:
+            kind = getattr(error, "reason", None) or type(error).__name__
+            self.note_handshake(kind, transport.get_extra_info("peername"), error)
+            self._note_emptied()
+
+    def note_handshake(self, str kind, peer, why):
+        """Logs a TLS handshake that failed; of each kind the first, since whoever scans ports brings them about."""
+        if kind not in self._noted:
+            self._noted.add(kind)
+            logger.debug("a TLS handshake with %s failed: %s (the next ones of this kind are not logged)", peer, why)
+
+    cdef bint _full(self) noexcept:
+        return len(self.connections) + len(self._handshakes) >= self.max_connections
 
     @property
     def connection_count(self) -> int:
-        """Connections that are open."""
-        return len(self.connections)
+        """Connections that are open, those in a TLS handshake among them."""
+        return len(self.connections) + len(self._handshakes)
 
     def drain(self):
         """Closes idle connections, and the others after the answer that they wait for."""
@@ -120,13 +153,16 @@ cdef class ServerContext:
 
     cdef int forget(self, ServerConnection connection) except -1:
         self.connections.discard(connection)
-        if not self.connections:
+        return self._note_emptied()
+
+    cdef int _note_emptied(self) except -1:
+        if not self.connections and not self._handshakes:
             self._emptied.set()
         return 0
 
     async def wait_empty(self):
         """Waits until no connection is open."""
-        while self.connections:
+        while self.connections or self._handshakes:
             self._emptied.clear()
             await self._emptied.wait()
 
@@ -135,6 +171,15 @@ cdef class ServerContext:
         cdef ServerConnection connection
         for connection in list(self.connections):
             connection._abort()
+        for transport in list(self._handshakes):
+            transport.abort()
+
+
+class _Refusal(asyncio.Protocol):
+    """Ends a connection that there is no place for."""
+
+    def connection_made(self, transport):
+        transport.abort()
 
 
 cdef list _pairs(FieldArray fields):
@@ -159,6 +204,11 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
     def __repr__(self):
         return f"<ServerConnection {self.client_address}>"
 
+    @property
+    def peer_certificate(self):
+        """The certificate that the peer showed, as a dict, or None."""
+        return (self.transport.get_extra_info("peercert") or None) if self.transport is not None else None
+
     # --- asyncio ---
 
     def connection_made(self, transport):
@@ -169,7 +219,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self._set_peer(address[:2] if isinstance(address, tuple) else None)
         if self.context.proxy_protocol is not None and address and address[0] in self.context.proxy_protocol:
             self.preface = Buffer()
-        if len(self.context.connections) >= self.context.settings.max_connections:
+        if self.context._full():
             # Told and closed at once, without waiting for a request: there is no place for it.
             return self._turn_away("the proxy has all the connections it takes")
         if self.preface is None and not self._enter():
@@ -197,8 +247,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.flush()
 
     def _set_peer(self, address):
-        cdef bint secure = self.transport.get_extra_info("ssl_object") is not None
-        self.peer = self.context.forwarding.peer(address, b"https" if secure else b"http")
+        self.peer = self.context.forwarding.peer(address, b"http" if self.writer.tls is None else b"https")
         self.client_address = self.peer.address
 
     def get_buffer(self, sizehint):
@@ -373,6 +422,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         try:
             self._parse(data, size)
         except MessageError as error:
+            if <unsigned char>data[0] == TLS_RECORD and self.writer.tls is None and not self.exchange:
+                self.context.note_handshake("plain", self.client_address, "this port does not speak TLS")
             if self.reader.state == READ_HEAD:
                 # What is known of the method is of the request before this one.
                 self.is_head = self.reader.is_head

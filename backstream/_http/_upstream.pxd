@@ -14,6 +14,7 @@ cdef class UpstreamService(Service):
     cdef:
         # identity
         readonly object target          # config.Upstream
+        object tls                      # ssl.SSLContext where the target speaks TLS
         bytes host                      # for requests that bring no authority
         # configuration, in seconds and bytes
         double connect_timeout

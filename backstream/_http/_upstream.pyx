@@ -29,6 +29,8 @@ from backstream._service cimport Service
 from backstream._session cimport Stream, StreamHandler
 
 from backstream._http.errors import MessageError
+from backstream._tls import connect_tls
+from backstream.certificates import describe
 from backstream.errors import StreamError
 
 logger = logging.getLogger("backstream.agent")
@@ -48,11 +50,12 @@ cdef frozenset IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPT
 
 
 cdef class UpstreamService(Service):
-    """target: a config.Upstream; settings: AgentSettings."""
+    """target: a config.Upstream; settings: AgentSettings; tls: an ssl.SSLContext where the target speaks TLS."""
 
-    def __init__(self, target, settings):
+    def __init__(self, target, settings, tls=None):
         self.target = target
-        host, port, path = target
+        self.tls = tls
+        host, port, path, _ = target
         self.host = b"localhost" if path else (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode()
         self.connect_timeout = settings.connect_timeout
         self.idle_timeout = settings.idle_timeout
@@ -156,19 +159,21 @@ cdef class UpstreamService(Service):
         return 0
 
     async def _connect(self, UpstreamRequest request):
-        host, port, path = self.target
-        connection = None
+        host, port, path, tls = self.target
+        cdef UpstreamConnection connection = UpstreamConnection(self)
         try:
             async with asyncio.timeout(self.connect_timeout):
-                if path:
-                    _, connection = await self.asyncio_loop.create_unix_connection(
-                        lambda: UpstreamConnection(self), path)
+                if tls:
+                    await connect_tls(lambda: connection, host, port, self.tls)
+                elif path:
+                    await self.asyncio_loop.create_unix_connection(lambda: connection, path)
                 else:
-                    _, connection = await self.asyncio_loop.create_connection(
-                        lambda: UpstreamConnection(self), host, port)
+                    await self.asyncio_loop.create_connection(lambda: connection, host, port)
         except (OSError, TimeoutError) as error:
             self.connections -= 1
-            why = f"no connection within {self.connect_timeout:g} s" if isinstance(error, TimeoutError) else str(error)
+            why = describe(error)
+            if isinstance(error, TimeoutError):
+                why = f"no connection within {self.connect_timeout:g} s"
             logger.warning("the upstream %s cannot be reached: %s", self.where, why)
             request.failed(UPSTREAM_UNREACHABLE, "the upstream cannot be reached")
             self._serve_waiting()
@@ -177,15 +182,17 @@ cdef class UpstreamService(Service):
             self.connections -= 1
             request.failed(UPSTREAM_UNREACHABLE, "the agent is stopping")
             raise
-        if request.over:
+        if connection.closed:
+            request.failed(UPSTREAM_RESET, "the upstream closed the connection at once")
+        elif request.over:
             self.give_back(connection)
         else:
-            (<UpstreamConnection>connection).begin(request)
+            connection.begin(request)
 
     @property
     def where(self) -> str:
         """The upstream as text, for logs."""
-        host, port, path = self.target
+        host, port, path, _ = self.target
         return f"unix:{path}" if path else f"{host}:{port}"
 
     cdef int give_back(self, UpstreamConnection connection) except -1:

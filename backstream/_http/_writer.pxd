@@ -2,13 +2,15 @@ from libc.stdint cimport int64_t, uint64_t
 
 from backstream._buffer cimport Buffer
 from backstream._codec cimport Field
+from backstream._tls cimport TlsTransport
 
 
 cdef class SocketWriter:
     """What one connection has to say, and whose credit it holds."""
     cdef:
         object transport
-        int fd                      # -1 where bytes must go through the transport (TLS)
+        TlsTransport tls            # the transport again where it is one of TLS, else None
+        int fd                      # of the socket, -1 where there is none
         bint blocked                # the transport holds bytes that the peer does not take
         Buffer out
         int64_t body                # of them, bytes of the current message's body

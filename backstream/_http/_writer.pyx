@@ -13,6 +13,7 @@ from libc.string cimport memcpy
 
 from backstream._buffer cimport Buffer, append, reserve
 from backstream._codec cimport Field
+from backstream._tls cimport TlsTransport
 
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -36,9 +37,10 @@ cdef class SocketWriter:
         cdef object sock = transport.get_extra_info("socket")
         self.transport = transport
         transport.set_write_buffer_limits(0)
+        if isinstance(transport, TlsTransport):
+            self.tls = <TlsTransport>transport
         if sock is not None:
-            if transport.get_extra_info("ssl_object") is None:
-                self.fd = sock.fileno()
+            self.fd = sock.fileno()
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return 0
@@ -49,7 +51,7 @@ cdef class SocketWriter:
         cdef int64_t taken = self.body
         if self.blocked or self.out.size == 0:
             return 0
-        if self.fd >= 0:
+        if self.tls is None and self.fd >= 0:
             sent = c_send(self.fd, self.out.data, self.out.size, MSG_NOSIGNAL | MSG_DONTWAIT)
             if sent < 0:
                 if errno != EAGAIN and errno != EINTR:
@@ -60,7 +62,10 @@ cdef class SocketWriter:
             # The last bytes of the buffer are the body's last ones.
             self.transport_body = taken if taken < rest else rest
             taken -= self.transport_body
-            self.transport.write(PyBytes_FromStringAndSize(self.out.data + sent, rest))
+            if self.tls is not None:
+                self.tls.send(self.out.data, rest)
+            else:
+                self.transport.write(PyBytes_FromStringAndSize(self.out.data + sent, rest))
             if not self.blocked:
                 taken += self.transport_body
                 self.transport_body = 0

@@ -14,6 +14,8 @@ class Endpoint:
 
     port: int
     pids: dict[str, int]
+    ca: str = ""
+    """The file to verify it with, where it speaks TLS."""
 
 
 class Contender(ABC):

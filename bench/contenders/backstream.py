@@ -9,6 +9,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from bench.certificate import Certificate
 from bench.contenders import Contender, Endpoint
 from bench.errors import BenchError
 from bench.net import free_port
@@ -34,25 +35,31 @@ def command() -> str | None:
     return found if result.returncode == 0 else None
 
 
-def start_proxy(fleet: Fleet, *flags: str, port: int = 0) -> Endpoint:
+def start_proxy(fleet: Fleet, *flags: str, port: int = 0, tls: Certificate | None = None) -> Endpoint:
     """``backstream proxy`` alone, as agents' meeting point; on a free port unless one is given."""
     binary = command()
     assert binary is not None
     port = port or free_port()
     argv = [binary, "proxy", "--listen", f"127.0.0.1:{port}", *flags]
-    return Endpoint(port, {"proxy": fleet.spawn("backstream proxy", argv).pid})
+    if tls is not None:
+        argv += ["--tls-cert", tls.cert, "--tls-key", tls.key]
+    return Endpoint(port, {"proxy": fleet.spawn("backstream proxy", argv).pid}, tls.cert if tls is not None else "")
 
 
 def start_agent(fleet: Fleet, proxy: Endpoint, *flags: str) -> Endpoint:
     """``backstream agent`` under the benches' client id; `flags` say what it serves."""
     binary = command()
     assert binary is not None
-    url = f"ws://127.0.0.1:{proxy.port}/ws"
+    url = f"{'wss' if proxy.ca else 'ws'}://127.0.0.1:{proxy.port}/ws"
     argv = [binary, "agent", "--proxy-url", url, "--client-id", CLIENT_ID, *flags]
-    return Endpoint(proxy.port, {**proxy.pids, "agent": fleet.spawn("backstream agent", argv).pid})
+    argv += ["--ca", proxy.ca] if proxy.ca else []
+    return Endpoint(proxy.port, {**proxy.pids, "agent": fleet.spawn("backstream agent", argv).pid}, proxy.ca)
 
 
 class _Backstream(Contender):
+    def __init__(self, *, tls: Certificate | None = None) -> None:
+        self._tls = tls
+
     def missing(self, fleet: Fleet) -> str | None:
         return None if command() else INSTALL
 
@@ -64,7 +71,7 @@ class BackstreamApp(_Backstream):
     name = "backstream, ASGI app"
 
     def start(self, fleet: Fleet, backend: Endpoint) -> Endpoint:
-        return start_agent(fleet, start_proxy(fleet), "--app", "bench.app:app")
+        return start_agent(fleet, start_proxy(fleet, tls=self._tls), "--app", "bench.app:app")
 
 
 class BackstreamUpstream(_Backstream):
@@ -74,8 +81,10 @@ class BackstreamUpstream(_Backstream):
     name = "backstream, upstream"
 
     def start(self, fleet: Fleet, backend: Endpoint) -> Endpoint:
-        agent = start_agent(fleet, start_proxy(fleet), "--upstream", f"http://127.0.0.1:{backend.port}")
-        return Endpoint(agent.port, {**agent.pids, **backend.pids})
+        upstream = ["--upstream", f"{'https' if backend.ca else 'http'}://127.0.0.1:{backend.port}"]
+        upstream += ["--upstream-ca", backend.ca] if backend.ca else []
+        agent = start_agent(fleet, start_proxy(fleet, tls=self._tls), *upstream)
+        return Endpoint(agent.port, {**agent.pids, **backend.pids}, agent.ca)
 
 
 class BackstreamBare(_Backstream):

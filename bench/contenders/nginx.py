@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from bench.certificate import Certificate
 from bench.contenders import Contender, Endpoint
 from bench.net import free_port
 from bench.processes import Fleet
@@ -31,7 +32,7 @@ http {{
   client_max_body_size 0;
   {upstream}
   server {{
-    listen 127.0.0.1:{port} backlog=4096;
+    listen 127.0.0.1:{port}{ssl} backlog=4096;
     {server}
   }}
 }}
@@ -46,13 +47,20 @@ upstream backend {{
 
 _PROXY = """\
 location / {{
-      proxy_pass http://backend;
+      proxy_pass {scheme}://backend;
       proxy_http_version 1.1;
       proxy_set_header Connection "";
       {extra}
     }}"""
 
+_SSL = """\
+ssl_certificate {cert};
+    ssl_certificate_key {key};
+    ssl_protocols TLSv1.2 TLSv1.3;"""
+
 _SERVICE = 'location = /small {{ default_type text/plain; return 200 "{body}"; }}'
+
+_FILES = "location /bytes/ {{ root {directory}; }}"
 
 UNBUFFERED = "proxy_buffering off; proxy_request_buffering off;"
 LARGE_BUFFERS = "proxy_buffer_size 64k; proxy_buffers 8 64k; proxy_busy_buffers_size 128k;"
@@ -66,33 +74,55 @@ def find_nginx() -> str | None:
 class NginxProxy(Contender):
     """nginx between client and backend; `extra` goes into its location."""
 
-    def __init__(self, *, key: str = "nginx", name: str = "nginx reverse proxy", extra: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        key: str = "nginx",
+        name: str = "nginx reverse proxy",
+        extra: str = "",
+        tls: Certificate | None = None,
+    ) -> None:
         self.key = key
         self.name = name
         self._extra = extra
+        self._tls = tls
 
     def missing(self, fleet: Fleet) -> str | None:
         return None if find_nginx() else INSTALL
 
     def start(self, fleet: Fleet, backend: Endpoint) -> Endpoint:
         port = free_port()
-        server = _PROXY.format(extra=self._extra)
-        pid = _start(fleet, "nginx proxy", port, server, _UPSTREAM.format(port=backend.port))
-        return Endpoint(port, {"proxy": pid, **backend.pids})
+        extra = self._extra
+        if backend.ca:
+            extra += f" proxy_ssl_protocols TLSv1.2 TLSv1.3; proxy_ssl_trusted_certificate {backend.ca};"
+            extra += " proxy_ssl_verify on; proxy_ssl_name localhost;"
+        server = _PROXY.format(scheme="https" if backend.ca else "http", extra=extra)
+        pid = _start(fleet, "nginx proxy", port, server, _UPSTREAM.format(port=backend.port), self._tls)
+        return Endpoint(port, {"proxy": pid, **backend.pids}, self._tls.cert if self._tls is not None else "")
 
 
-def start_service(fleet: Fleet) -> Endpoint:
-    """nginx that answers ``GET /small`` by itself."""
+def start_service(fleet: Fleet, *, bulk_bytes: int = 0, tls: Certificate | None = None) -> Endpoint:
+    """nginx that answers ``GET /small`` by itself, and ``GET /bytes/N`` from a file for one N."""
     port = free_port()
-    body = SMALL.decode().replace("\n", "\\n")
-    return Endpoint(port, {"service": _start(fleet, "nginx service", port, _SERVICE.format(body=body), "")})
+    server = _SERVICE.format(body=SMALL.decode().replace("\n", "\\n"))
+    if bulk_bytes:
+        path = Path(fleet.directory, "files", "bytes", str(bulk_bytes))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.truncate(bulk_bytes)
+        server += "\n    " + _FILES.format(directory=path.parent.parent)
+    pid = _start(fleet, "nginx service", port, server, "", tls)
+    return Endpoint(port, {"service": pid}, tls.cert if tls is not None else "")
 
 
-def _start(fleet: Fleet, name: str, port: int, server: str, upstream: str) -> int:
+def _start(fleet: Fleet, name: str, port: int, server: str, upstream: str, tls: Certificate | None = None) -> int:
     binary = find_nginx()
     assert binary is not None
     directory = Path(fleet.directory, f"nginx-{port}")
     directory.mkdir()
     config = directory / "nginx.conf"
-    config.write_text(_CONFIG.format(directory=directory, port=port, server=server, upstream=upstream))
+    if tls is not None:
+        server = f"{_SSL.format(cert=tls.cert, key=tls.key)}\n    {server}"
+    ssl = " ssl" if tls is not None else ""
+    config.write_text(_CONFIG.format(directory=directory, port=port, ssl=ssl, server=server, upstream=upstream))
     return fleet.spawn(name, [binary, "-p", os.fspath(directory), "-c", os.fspath(config)]).pid

@@ -182,6 +182,8 @@ def test_no_text_makes_an_address_or_an_upstream_fail_otherwise(text: str) -> No
         ("http://service/", Upstream("service", 80, None)),
         ("http://[::1]:3000", Upstream("::1", 3000, None)),
         ("http://[::1]", Upstream("::1", 80, None)),
+        ("https://service", Upstream("service", 443, None, tls=True)),
+        ("https://127.0.0.1:8443/", Upstream("127.0.0.1", 8443, None, tls=True)),
         ("unix:/run/service.sock", Upstream("localhost", 80, "/run/service.sock")),
     ],
 )
@@ -194,7 +196,9 @@ def test_examples_of_upstreams(text: str, upstream: Upstream) -> None:
     [
         "",
         "service:80",
-        "https://a",
+        "ftp://a",
+        "https://",
+        "https://a:0",
         "http://",
         "http://a:0",
         "http://a:x",
