@@ -5,6 +5,8 @@ from backstream._buffer cimport Buffer
 
 cdef enum:
     FRAME_HEADER_SIZE = 9
+    MAX_FIELDS = 4096               # of a head, of trailers
+    MAX_CAPABILITIES = 64           # of a HELLO
     MAX_HEAD_SIZE = 131072          # payload of REQUEST, RESPONSE, TRAILERS, and of the session's own frames
     MAX_MESSAGE_SIZE = 262144       # one WebSocket message
 

@@ -388,6 +388,8 @@ cdef int _field(Cursor* outer, int wire_type, FieldArray fields) except -1:
         _malformed("a field's value has a control character")
     if is_connection_field(field.name):
         _malformed(f"the field {bytes_of(field.name).decode()} does not travel")
+    if fields.count >= MAX_FIELDS:
+        _malformed(f"more than {MAX_FIELDS} fields")
     return fields.add(field)
 
 
@@ -621,6 +623,8 @@ cpdef object decode_hello(bytes payload):
             _number32(&c, kind, &max_streams)
         elif number == 8:
             _text(&c, kind, &capability)
+            if len(capabilities) >= MAX_CAPABILITIES:
+                _malformed(f"more than {MAX_CAPABILITIES} capabilities")
             capabilities.append(bytes_of(capability).decode())
         else:
             _skip(&c, kind)

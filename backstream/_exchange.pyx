@@ -242,6 +242,7 @@ cdef class Exchange(StreamHandler):
     cdef int deadline(self) except -1:
         """The front end's deadline passed while the exchange runs."""
         cdef double left
+        cdef bint unread
         if self.waiting == WAIT_ROOM:
             return self._fail(503, "connection_limit_reached", "the agent does not read", "session")
         if self.waiting == WAIT_AGENT:
@@ -252,10 +253,14 @@ cdef class Exchange(StreamHandler):
         left = self.active_at + self.idle_timeout - monotonic()
         if left > 0:
             return self._set_deadline(left)
+        unread = not self.request_ended and self.stream.room() <= 0
         self.stream.reset(CANCEL, "idle")
         if self.head_sent:
             self.finished = True
             return self.responder.send_cut(f"nothing moved for {self.idle_timeout:g} s")
+        if unread:
+            return self._fail(504, "connection_write_timeout",
+                              f"the service took no byte of the body within {self.idle_timeout:g} s", "service")
         return self._fail(408, "http_request_error", f"no byte of the body within {self.idle_timeout:g} s", "client")
 
     # --- from the stream ---

@@ -129,6 +129,8 @@ cdef class Session:
         # buffers
         Buffer _control                 # whole frames that go before data
         uint32_t _control_frames        # of them, counted while congested
+        int64_t _max_waiting_frames     # of them, while congested
+        int64_t _max_waiting_bytes
         list _grants                    # streams with a pending WINDOW
         Stream _ring_head               # streams with something to send, in turn
         Stream _ring_tail

@@ -54,8 +54,10 @@ cdef enum:
     MAX_INTERIM = 16
     STAGE_SIZE = 131072             # bytes a source may stage ahead of the transport
     SMALLEST_SPLIT = 16384          # a quarter of the window, but not below this
-    MAX_WAITING_CONTROL_BYTES = 262144
-    MAX_WAITING_CONTROL_FRAMES = 1000
+    MAX_WAITING_BYTES = 262144      # of control frames, beside what the answers of all streams may take
+    MAX_WAITING_FRAMES = 1000
+    STREAM_WAITING_BYTES = 1024     # of a stream's answer: its head, and how it ends
+    STREAM_WAITING_FRAMES = 2
     EARLY_FLUSH_SIZE = 131072
     GENEROUS_GROWTH = 65536         # bytes of windows' growth that a session gets more easily
     SMALL_GRANT = 128               # a WINDOW below this says next to nothing
@@ -367,6 +369,9 @@ cdef class Session:
         self._initial_window = hello.initial_window
         self._max_frame_size = hello.max_frame_size
         self._max_streams = hello.max_streams
+        # As many answers as an honest peer can ask for may become ready at once, and it may be slow to read them.
+        self._max_waiting_frames = MAX_WAITING_FRAMES + STREAM_WAITING_FRAMES * <int64_t>self._max_streams
+        self._max_waiting_bytes = MAX_WAITING_BYTES + STREAM_WAITING_BYTES * <int64_t>self._max_streams
         self.max_opened = MAX_STREAM_ID
         self._max_window = max_window
         self._max_upgraded_window = max_upgraded_window
@@ -899,8 +904,8 @@ cdef class Session:
                            stream_id)
         if self.congested:
             self._control_frames += 1
-            if not self.closed and (self._control_frames > MAX_WAITING_CONTROL_FRAMES
-                                    or self._control.size > MAX_WAITING_CONTROL_BYTES):
+            if not self.closed and (self._control_frames > self._max_waiting_frames
+                                    or self._control.size > self._max_waiting_bytes):
                 # The peer reads nothing; what waits for it is thrown away, or it would keep growing.
                 self._control.release()
                 self.close(ENHANCE_YOUR_CALM, "the peer does not read", 1008)

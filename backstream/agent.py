@@ -42,6 +42,8 @@ AsgiApp: TypeAlias = Callable[
 ]
 HandlerFactory: TypeAlias = Callable[[Stream, RequestHead, bool], Handler | None]
 
+MAX_LEAVING = 8
+"""Sessions that proxies said GOAWAY on and that still have streams; beyond it the oldest is closed."""
 STEADY_SECONDS = 5.0
 """A session that lived as long ends the back-off."""
 MAX_SPREAD_SECONDS = 60.0
@@ -320,6 +322,10 @@ class Agent:
         if self._current is link:
             self._current = None
             self._changed.set()
+        leaving = [other for other in self._links if other is not self._current]
+        if len(leaving) > MAX_LEAVING:
+            # An honest proxy restarts seldom enough; another would have its streams kept for ever.
+            min(leaving, key=lambda other: other.since).session.close(0, "too many sessions are leaving", 1001)
 
     def session_drained(self, link: ServiceLink) -> None:
         """Its last stream has ended after `leave`."""

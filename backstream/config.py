@@ -759,7 +759,7 @@ class ProxySettings:
 
     max_fields: int = field(
         default=200,
-        metadata=_option("count", LIMITS, "Header fields of a request; beyond it 431."),
+        metadata=_option("count", LIMITS, "Header fields of a request; beyond it 431.", most=4000),
     )
     """Fields; what is cheap to send must not be dear to read."""
 

@@ -15,6 +15,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
 
 from backstream import _codec
+from backstream._messages import ResponseHead
 from backstream.errors import ErrorCode, FrameError, HeadError, StreamError
 from tests.codec import mutate
 from tests.codec.heads import BYTES, FIXED32, FIXED64, KINDS, SAMPLES, VARINT, Kind, member, split, varint
@@ -130,6 +131,14 @@ def test_text_that_is_not_utf_8_is_refused(kind: Kind, text: bytes) -> None:
         if field.type == FieldDescriptor.TYPE_STRING:
             with pytest.raises(HeadError):
                 kind.unpack(kind.pack(SAMPLES[kind.name]) + member(field.number, BYTES, text))
+
+
+def test_a_head_of_more_than_4096_fields_is_refused() -> None:
+    fields = ((b"a", b""),) * 4096
+    payload = _codec.pack_response(ResponseHead(status=200, fields=fields))
+    assert len(_codec.unpack_response(payload).fields) == 4096
+    with pytest.raises(HeadError, match="more than 4096 fields"):
+        _codec.unpack_response(_codec.pack_response(ResponseHead(status=200, fields=(*fields, (b"a", b"")))))
 
 
 def test_a_malformed_head_is_an_error_of_the_stream_with_protocol_error() -> None:

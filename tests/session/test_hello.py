@@ -116,6 +116,7 @@ def test_values_out_of_range_in_hello_end_the_session(is_proxy: bool, members: d
         {"max_streams": 2**32 - 1},
         {"generation": 2**64 - 1},
         {"capabilities": ("ping", "of-the-future")},
+        {"capabilities": ("of-the-future",) * 64},
         {"software": "x" * 1000},
     ],
     ids=lambda members: next(iter(members)),
@@ -124,6 +125,13 @@ def test_values_at_the_edges_in_hello_are_taken(is_proxy: bool, members: dict[st
     end = End(is_proxy).greeted(**members)
     assert end.closed is None
     assert end.owner.hellos == [wire.hello(**members)] == [end.session.peer_hello]
+
+
+@BOTH
+def test_a_hello_of_more_than_64_capabilities_ends_the_session(is_proxy: bool) -> None:
+    end = End(is_proxy)
+    end.hear(greeting(capabilities=("of-the-future",) * 65))
+    assert end.closed == PROTOCOL_ERROR
 
 
 @BOTH

@@ -258,26 +258,37 @@ def test_grants_add_up_to_one_window_of_each_stream_while_the_transport_is_full(
 
 
 @pytest.mark.parametrize("is_proxy", [True, False])
-def test_a_session_whose_waiting_control_frames_pass_1000_is_closed_with_1008(is_proxy: bool) -> None:
+def test_a_session_whose_waiting_control_frames_pass_their_limit_is_closed_with_1008(is_proxy: bool) -> None:
     end = End(is_proxy).greeted()
     _callbacks.set_congested(end.session, True)
     ping = frame(PING, 0, bytes(8))
-    end.hear(*[ping] * 1000)
+    end.hear(*[ping] * (1000 + 2 * end.session.local_hello.max_streams))
     assert end.closed is None
     end.hear(ping)
     assert end.closed == (ErrorCode.ENHANCE_YOUR_CALM, 1008)
     assert [f.type for f in end.said()] == [GOAWAY]  # what waited is thrown away
 
 
-def test_a_session_whose_waiting_control_frames_pass_256_kib_is_closed_with_1008() -> None:
+def test_the_answers_of_all_streams_that_a_peer_may_open_may_wait_at_once() -> None:
+    end = wire.agent(settings={"max_streams": 1000})
+    accepted = [serve(end, 2 * i + 1) for i in range(1000)]
+    _callbacks.set_congested(end.session, True)
+    for it in accepted:
+        _callbacks.respond(it.stream, ResponseHead(status=200, fields=((b"x", b"y" * 1000),)), True)
+    assert end.closed is None
+    _callbacks.set_congested(end.session, False)
+    assert len(end.said()) == 1000
+
+
+def test_a_session_whose_waiting_control_frames_pass_256_kib_and_1_for_each_stream_is_closed_with_1008() -> None:
     end = wire.agent()
-    accepted = [serve(end, i) for i in (1, 3, 5)]
+    accepted = [serve(end, i) for i in (1, 3, 5, 7)]
     _callbacks.set_congested(end.session, True)
     head = ResponseHead(status=200, fields=((b"x", b"y" * 100_000),))
-    for it in accepted[:2]:
+    for it in accepted[:3]:
         _callbacks.respond(it.stream, head, True)
     assert end.closed is None
-    _callbacks.respond(accepted[2].stream, head, True)
+    _callbacks.respond(accepted[3].stream, head, True)
     assert end.closed == (ErrorCode.ENHANCE_YOUR_CALM, 1008)
     assert sum(len(f.payload) for f in end.said()) < 1000
     end.session.lost()

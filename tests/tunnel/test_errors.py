@@ -258,6 +258,19 @@ async def test_a_client_that_stops_sending_its_body_gets_408() -> None:
         check(got, 408, "body", "http_request_error")
 
 
+async def test_a_service_that_stops_reading_a_body_is_the_one_to_blame_504() -> None:
+    ended = asyncio.Event()
+
+    @http_only
+    async def app(scope, receive, send):
+        await ended.wait()
+
+    async with tunnel(app, proxy={"idle_timeout": 0.3}) as pair, await pair.open() as wire:
+        await wire.send(request(method="POST", lines=["Content-Length: 10000000"]) + bytes(500_000))
+        check(await wire.answer(), 504, "the service took no byte of the body", "connection_write_timeout")
+        ended.set()
+
+
 async def test_an_upstream_that_falls_silent_is_cut_after_the_agents_idle_limit() -> None:
     async def serve(wire, number):
         await wire.request()

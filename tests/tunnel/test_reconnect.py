@@ -221,3 +221,16 @@ async def test_a_goaway_among_the_first_words_calls_for_a_replacement() -> None:
 
     async with Upstream(serve) as other, make_agent(other.url.replace("http", "ws") + "/ws", ok_app) as agent:
         await until(lambda: len(agent.sessions) >= 3)
+
+
+async def test_of_more_than_8_sessions_that_a_proxy_leaves_the_oldest_are_closed() -> None:
+    closed: list[int] = []
+
+    async def serve(wire, number):
+        await accepts(HELLO + message(goaway()))(wire, number)
+        await wire.rest()
+        closed.append(number)
+
+    async with Upstream(serve) as other, make_agent(other.url.replace("http", "ws") + "/ws", ok_app) as agent:
+        await until(lambda: len(closed) >= 2)
+        assert closed[:2] == [1, 2] and 8 <= len(agent.sessions) <= 10
