@@ -325,7 +325,7 @@ class Agent:
         leaving = [other for other in self._links if other is not self._current]
         if len(leaving) > MAX_LEAVING:
             # An honest proxy restarts seldom enough; another would have its streams kept for ever.
-            min(leaving, key=lambda other: other.since).session.close(0, "too many sessions are leaving", 1001)
+            min(leaving, key=lambda other: other.since).abort("too many sessions are leaving")
 
     def session_drained(self, link: ServiceLink) -> None:
         """Its last stream has ended after `leave`."""

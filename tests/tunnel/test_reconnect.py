@@ -231,6 +231,9 @@ async def test_of_more_than_8_sessions_that_a_proxy_leaves_the_oldest_are_closed
         await wire.rest()
         closed.append(number)
 
-    async with Upstream(serve) as other, make_agent(other.url.replace("http", "ws") + "/ws", ok_app) as agent:
+    async with (
+        Upstream(serve) as other,
+        make_agent(other.url.replace("http", "ws") + "/ws", ok_app, reconnect_min=0.001, reconnect_max=0.01) as agent,
+    ):
         await until(lambda: len(closed) >= 2)
         assert closed[:2] == [1, 2] and 8 <= len(agent.sessions) <= 10
