@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import click
 import uvloop
 from click.core import ParameterSource
+from click.shell_completion import get_completion_class
 
 from backstream import demo, logs
 from backstream.agent import Agent
@@ -564,6 +565,13 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
+def _completion(shell: str) -> int:
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "backstream", "_BACKSTREAM_COMPLETE").source())
+    return 0
+
+
 def _help(name: str, text: str, *, units: bool = True, lists: bool = False) -> str:
     paragraphs = [text, SETTINGS_HELP.format(name=name)]
     if lists:
@@ -643,6 +651,21 @@ cli.add_command(
             "send requests through them.",
             units=False,
         ),
+    )
+)
+
+
+cli.add_command(
+    SettingsCommand(
+        "completion",
+        params=[click.Argument(["shell"], type=click.Choice(("bash", "zsh", "fish")))],
+        callback=_completion,
+        short_help="Print what teaches a shell to complete this command.",
+        help="Print the script that makes a shell complete commands and flags. Once for each user:\n\n"
+        "\b\n"
+        "bash: backstream completion bash >> ~/.bashrc\n"
+        "zsh:  backstream completion zsh >> ~/.zshrc\n"
+        "fish: backstream completion fish > ~/.config/fish/completions/backstream.fish",
     )
 )
 

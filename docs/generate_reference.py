@@ -126,6 +126,14 @@ A proxy, an agent and a small service in one process; it takes `--config` and th
 """
 
 
+COMPLETION = """
+## backstream completion
+
+`backstream completion bash` (or `zsh`, `fish`) prints the script that makes a shell complete commands and flags; its
+`--help` says where to put it.
+"""
+
+
 def write_settings() -> str:
     """The text of reference/settings.md."""
     session = {item.name for item in dataclasses.fields(SessionSettings)}
@@ -153,7 +161,7 @@ def write_settings() -> str:
     parts.append(table(common, None, "logs"))
     parts.append(DEMO_HEAD)
     demo = [param for param in options_of("demo") if param.name in ("listen", "once")]
-    parts.append(table(demo, None, "demo"))
+    parts += [table(demo, None, "demo"), COMPLETION]
     return "".join(parts)
 
 

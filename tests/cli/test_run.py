@@ -1,7 +1,6 @@
 """The commands at work: they serve, drain, close and fail, with real processes, sockets and signals."""
 
 import asyncio
-import importlib.util
 import json
 import signal
 import socket
@@ -13,11 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytestmark = pytest.mark.skipif(
-    any(importlib.util.find_spec(f"backstream.{name}") is None for name in ("proxy", "agent")),
-    reason="proxy and agent are not there yet",
-)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., Any]
