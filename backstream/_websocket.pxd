@@ -26,6 +26,7 @@ cdef class SessionLink(SessionOwner):
         ReadGuard _guard
         bint _closing                   # the close frame is sent, or about to be
         bint _lost
+        bint _pauses_late               # the transport says that it is full when it is asked, and not before
         bint _slow                      # the transport was full since it was last empty
         int _close_code
         str _close_reason

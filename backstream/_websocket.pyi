@@ -7,6 +7,7 @@ from backstream._session import Session, SessionOwner
 from backstream.config import ProxyUrl
 
 SUBPROTOCOL: str
+PAUSES_LATE: bool
 
 class SessionLink(SessionOwner):
     session: Session

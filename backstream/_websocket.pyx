@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 import struct
+import sys
 
 from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
@@ -41,6 +42,10 @@ cdef enum:
 cdef double CLOSE_SECONDS = 2.0     # for the peer to answer a close frame
 
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+
+# asyncio's own transports of Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 do not say in `writelines` that they are full
+# (CVE-2024-12254). Setting the limits, as publicly as one may, has them look.
+PAUSES_LATE = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2)
 
 # picows says at ERROR what its peers do wrong; here that is the peer's business, and the session's log line says it.
 _picows_logger = logging.getLogger("backstream.picows")
@@ -165,6 +170,7 @@ cdef class SessionLink(SessionOwner):
         self._transport = transport
         self._received_at = monotonic()
         raw.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
+        self._pauses_late = PAUSES_LATE and type(raw).__module__ == "asyncio.selector_events"
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, HIGH_WATER)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -225,6 +231,8 @@ cdef class SessionLink(SessionOwner):
             if size == 0:
                 break
             self._transport.send_reuse_external_buffer(WSMsgType.BINARY, message, size)
+            if self._pauses_late:
+                self._transport.underlying_transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
             sent += size
             if sent >= TURN_BYTES:
                 # Bulk goes on in the next turn; what came in meanwhile goes before it.

@@ -19,6 +19,7 @@ import pytest
 from picows.common import WSUpgradeResponseWithListener
 from picows.picows import WSProtocol
 
+from backstream._websocket import PAUSES_LATE
 from tests.rig import LIMIT, Wire, until
 
 # --- httptools ---
@@ -519,6 +520,8 @@ async def test_picows_tells_the_listener_when_its_transport_is_full_and_when_it_
             assert sent < 1 << 30
             transport.send(picows.WSMsgType.BINARY, bytes(65_536))
             sent += 65_536
+            if PAUSES_LATE:
+                transport.underlying_transport.set_write_buffer_limits(131_072, 32_768)
             await asyncio.sleep(0)
         while "resume" not in it.listener.calls:
             await it.wire.fill()
