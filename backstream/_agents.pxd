@@ -51,6 +51,7 @@ cdef class AgentTable:
     cdef:
         readonly object settings        # ProxySettings
         readonly WindowBudget budget
+        readonly WindowBudget seed_budget   # bytes of bodies that are gathered for the seed wire
         BudgetShare replay_share        # bytes of request bodies that are kept to be sent again
         dict _groups
         set _links                      # every session, registered or not, until it is lost

@@ -12,6 +12,8 @@ from backstream._flow cimport BudgetShare, WindowBudget
 from backstream._loop cimport LoopState, monotonic
 from backstream._session cimport Session, Stream, StreamHandler
 from backstream._codec cimport RequestHead
+from backstream._seed_link cimport speak_seed
+from backstream._seed_session cimport SeedSession
 from backstream._websocket cimport SessionLink
 
 import os
@@ -31,7 +33,8 @@ cdef double YOUNG_SECONDS = 10.0        # after its start a proxy can't know who
 
 cdef class AgentLink(SessionLink):
 
-    def __init__(self, AgentTable table, LoopState loop, bytes client_id, address):
+    def __init__(self, AgentTable table, LoopState loop, bytes client_id, address, wire="native"):
+        """wire: native, or the encoding that the seed wire begins with: proto or json."""
         settings = table.settings.session
         self.table = table
         self.client_id = client_id
@@ -41,11 +44,16 @@ cdef class AgentLink(SessionLink):
         self.heap_index = -1
         hello = Hello(
             software=SOFTWARE, instance=os.urandom(16), generation=1, initial_window=settings.initial_window,
-            max_frame_size=settings.max_frame_size, max_streams=0,
+            max_frame_size=settings.max_frame_size, max_streams=0 if wire == "native" else settings.max_streams,
         )
-        self.begin(loop, Session(self, True, hello, table.budget, settings.max_window,
-                                 settings.upgraded_max_window), settings)
-        self.session.max_opened = settings.max_streams
+        if wire == "native":
+            self.begin(loop, Session(self, True, hello, table.budget, settings.max_window,
+                                     settings.upgraded_max_window), settings)
+            self.session.max_opened = settings.max_streams
+        else:
+            self.begin(loop, None, settings)
+            speak_seed(self, SeedSession(self, True, hello, table.seed_budget, wire == "json",
+                                         settings.seed_max_message, 0))
         table._links.add(self)
 
     def __repr__(self):
@@ -100,6 +108,17 @@ cdef class AgentLink(SessionLink):
         self.table.leave(self)
         self.session.go_away(0, reason)
         self.on_capacity()
+
+    @property
+    def wire(self) -> str:
+        """What the session speaks: native, proto or json (of the seed wire)."""
+        if self._carrier is None:
+            return "native"
+        return "json" if (<SeedSession>self.session).json else "proto"
+
+    def notify(self, bytes data, str content_type=""):
+        """Sends the agent a one-way event. Raises StreamError when it can't be sent."""
+        self.session.notify(content_type, data)
 
     @property
     def stream_count(self) -> int:
@@ -233,6 +252,7 @@ cdef class AgentTable:
     def __init__(self, settings, WindowBudget budget):
         self.settings = settings
         self.budget = budget
+        self.seed_budget = WindowBudget(settings.session.seed_budget)
         self.replay_share = BudgetShare()
         self._groups = {}
         self._links = set()

@@ -51,6 +51,9 @@ _CAUSES = {
     ErrorCode.UPSTREAM_UNREACHABLE: "connection_refused",
     ErrorCode.UPSTREAM_PROTOCOL: "http_protocol_error",
     ErrorCode.TOO_LARGE: "http_response_header_section_size",
+    ErrorCode.BODY_TOO_LARGE: "http_request_error",
+    ErrorCode.NOT_CARRIED: "http_upgrade_failed",
+    ErrorCode.BUDGET_SPENT: "connection_limit_reached",
 }
 
 # Whose fault it is: the agent's, or that of the service behind it.
@@ -121,7 +124,8 @@ cdef class Exchange(StreamHandler):
                                             self.request_ended and not self.has_body and not self.offers_upgrade,
                                             self.is_head, self.length, self.offers_upgrade)
         except StreamError as error:
-            return self._fail(431, "http_request_error", str(error), "proxy")
+            return self._fail(STATUS_OF_CODE.get(error.code, 431), _CAUSES.get(error.code, "http_request_error"),
+                              str(error), "proxy")
         if self.replay is not None:
             for part in self.replay:
                 self.stream.write(part)

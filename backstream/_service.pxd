@@ -21,7 +21,10 @@ cdef class ServiceLink(SessionLink):
     cdef:
         Service service
         object agent                    # called back on the events of the session's life
+        object _settings                # SessionSettings
+        object _seed                    # makes the session where the proxy does not speak the native wire, or None
         readonly double since           # monotonic seconds
         readonly object goaway          # the proxy's, once it came
         bint _drained_told
     cdef int check_drained(self) except -1
+    cdef int _speak_seed(self) except -1

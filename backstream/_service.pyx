@@ -2,10 +2,14 @@
 
 import logging
 
+from picows.picows cimport WSTransport
+
 from backstream._codec cimport RequestHead, request_object
 from backstream._flow cimport WindowBudget
 from backstream._loop cimport LoopState, loop_state, monotonic
 from backstream._session cimport Session, Stream, StreamHandler
+from backstream._seed_link cimport speak_seed
+from backstream._seed_session cimport SeedSession
 from backstream._websocket cimport SessionLink
 
 from backstream._messages import Hello
@@ -40,10 +44,14 @@ cdef class CallbackService(Service):
 
 
 cdef class ServiceLink(SessionLink):
-    """agent: has `session_ready(link)`, `session_leaving(link)`, `session_drained(link)`, `session_lost(link, why)`."""
+    """agent: has `session_ready(link)`, `session_leaving(link)`, `session_drained(link)`, `session_lost(link, why)`.
+
+    seed: None, or (WindowBudget, seconds that a request may take): the seed wire is spoken where the proxy takes no
+    subprotocol.
+    """
 
     def __init__(self, agent, Service service, LoopState loop, settings, WindowBudget budget, name, bytes instance,
-                 generation):
+                 generation, seed=None):
         hello = Hello(
             software=SOFTWARE, instance=instance, generation=generation,
             initial_window=settings.initial_window, max_frame_size=settings.max_frame_size,
@@ -51,6 +59,8 @@ cdef class ServiceLink(SessionLink):
         )
         self.agent = agent
         self.service = service
+        self._seed = seed
+        self._settings = settings
         self.name = name
         self.since = monotonic()
         self.begin(loop, Session(self, False, hello, budget, settings.max_window, settings.upgraded_max_window),
@@ -58,6 +68,26 @@ cdef class ServiceLink(SessionLink):
 
     def __repr__(self):
         return f"<ServiceLink {self.name}>"
+
+    cdef int connected(self, WSTransport transport) except -1:
+        if self._seed is not None and not transport.response.headers.get("Sec-WebSocket-Protocol"):
+            self._speak_seed()
+        return SessionLink.connected(self, transport)
+
+    cdef int _speak_seed(self) except -1:
+        cdef WindowBudget budget
+        cdef double request_timeout
+        budget, request_timeout = self._seed
+        return speak_seed(self, SeedSession(self, False, self.session.local_hello, budget,
+                                            self._settings.seed_codec == "json", self._settings.seed_max_message,
+                                            request_timeout))
+
+    @property
+    def wire(self) -> str:
+        """What the session speaks: native, proto or json (of the seed wire)."""
+        if self._carrier is None:
+            return "native"
+        return "json" if (<SeedSession>self.session).json else "proto"
 
     cdef StreamHandler accept(self, Stream stream, const RequestHead* head, bint end):
         return self.service.open(stream, head, end)

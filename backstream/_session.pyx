@@ -68,7 +68,7 @@ cdef enum:
 cdef double BUCKET_SIZE = 2000.0
 cdef double BUCKET_REFILL = 200.0   # per second
 
-KNOWN_CODES = frozenset(int(code) for code in ErrorCode if code != ErrorCode.SESSION_LOST)
+KNOWN_CODES = frozenset(int(code) for code in ErrorCode if code < ErrorCode.SESSION_LOST)
 
 
 cdef class StreamHandler:
@@ -146,6 +146,10 @@ cdef class SessionOwner:
 
     cdef int on_handler_error(self, Stream stream, object error) except -1:
         """A handler raised something that is no StreamError: a defect to be logged."""
+        return 0
+
+    cdef int on_time(self, double at) except -1:
+        """The session has something to do at `at`, in seconds of `now`."""
         return 0
 
 

@@ -6,6 +6,16 @@ from backstream._loop cimport LoopMember, LoopState
 from backstream._session cimport Session, SessionOwner
 
 
+cdef class Carrier:
+    """How a link carries a session whose messages are not those of the native wire."""
+    cdef int send(self) except -1
+    cdef int frame(self, WSFrame frame) except -1
+    cdef int paused(self) except -1
+    cdef double next_deadline(self, double at) noexcept
+    cdef int deadline(self, double now) except -1
+    cdef int lost(self) except -1
+
+
 cdef class SessionLink(SessionOwner):
     """A session on a WebSocket: carries its messages, keeps it alive, and ends it."""
     cdef:
@@ -21,6 +31,7 @@ cdef class SessionLink(SessionOwner):
         double _message_timeout
         # state
         WSTransport _transport
+        Carrier _carrier                # None on the native wire
         LinkMember _member
         LinkListener _listener
         ReadGuard _guard

@@ -27,6 +27,7 @@ from picows.picows import WSProtocol
 
 
 SUBPROTOCOL = "backstream.v1"
+MAX_SEED_MESSAGE = 10485760         # bytes: a whole message of the seed wire may be one frame
 
 cdef enum:
     HIGH_WATER = 131072             # bytes in the transport's buffer
@@ -83,6 +84,8 @@ cdef class LinkListener(WSListener):
     cpdef pause_writing(self):
         self.link._slow = True
         self.link.session.set_congested(True)
+        if self.link._carrier is not None:
+            self.link._carrier.paused()
 
     cpdef resume_writing(self):
         self.link.session.set_congested(False)
@@ -146,6 +149,31 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
         self._protocol.resume_writing()
 
 
+cdef class Carrier:
+
+    cdef int send(self) except -1:
+        """Writes what the session has to say, about as much as one turn of the loop should."""
+        return 0
+
+    cdef int frame(self, WSFrame frame) except -1:
+        """A frame of a message came."""
+        return 0
+
+    cdef int paused(self) except -1:
+        """The transport is above its high-water mark."""
+        return 0
+
+    cdef double next_deadline(self, double at) noexcept:
+        """When `deadline` is to be called, `at` or sooner, in seconds."""
+        return at
+
+    cdef int deadline(self, double now) except -1:
+        return 0
+
+    cdef int lost(self) except -1:
+        return 0
+
+
 cdef class SessionLink(SessionOwner):
 
     cdef int begin(self, LoopState loop, Session session, object settings) except -1:
@@ -179,6 +207,11 @@ cdef class SessionLink(SessionOwner):
         self._send_ping()
         return self.wake()
 
+    def begin_service(self):
+        """The link is where it belongs: a session that needs no HELLO is ready."""
+        if self._carrier is not None and not self._lost:
+            self.on_hello(self.session.peer_hello)
+
     # --- from the session ---
 
     cdef double now(self) noexcept:
@@ -188,6 +221,9 @@ cdef class SessionLink(SessionOwner):
         if self._transport is not None and not self._lost:
             self.loop.schedule_flush(self._member)
         return 0
+
+    cdef int on_time(self, double at) except -1:
+        return self._set_deadline()
 
     cdef int flush_early(self) except -1:
         if self._transport is not None and not self._lost:
@@ -222,6 +258,8 @@ cdef class SessionLink(SessionOwner):
     def _send_messages(self):
         cdef Py_ssize_t size, sent = 0
         cdef char* message = self.loop.message_buffer
+        if self._carrier is not None:
+            return self._carrier.send()
         while (not self.session.congested or self.session.closed) and self.session.has_output():
             self.loop.pulling = True
             try:
@@ -273,9 +311,13 @@ cdef class SessionLink(SessionOwner):
         if frame.rsv1 or frame.rsv2 or frame.rsv3:
             self.session.close(1, "a reserved bit in a WebSocket frame", 1002)     # RFC 6455 §5.2
             return 0
+        if self._carrier is not None and kind <= WSMsgType.BINARY:
+            return self._carrier.frame(frame)
         if kind == WSMsgType.BINARY and frame.fin and self._fragments.size == 0 and self._fragments_at == 0:
             if frame.payload_size == 0:
                 self.session.charge_idle_frame()
+            if frame.payload_size > MAX_MESSAGE_SIZE:
+                self.session.close(1, "a message of more than 262144 bytes", 1009)
             self.session.receive(frame.payload_ptr, frame.payload_size)
         elif kind == WSMsgType.BINARY or kind == WSMsgType.CONTINUATION:
             self._fragment(frame)
@@ -343,6 +385,8 @@ cdef class SessionLink(SessionOwner):
         cdef double at = min(self._ping_at, self._received_at + self._ping_timeout)
         if self._fragments_at:
             at = min(at, self._fragments_at + self._message_timeout)
+        if self._carrier is not None:
+            at = self._carrier.next_deadline(at)
         return self.loop.set_deadline(self._member, max(at - now, 0.0))
 
     cdef int deadline(self) except -1:
@@ -363,6 +407,10 @@ cdef class SessionLink(SessionOwner):
             return 0
         if now >= self._ping_at:
             self._send_ping()
+        if self._carrier is not None:
+            self._carrier.deadline(now)
+            if self._lost:
+                return 0
         return self._set_deadline()
 
     # --- the end ---
@@ -373,6 +421,8 @@ cdef class SessionLink(SessionOwner):
         self._lost = True
         self.loop.clear_deadline(self._member)
         self.session.lost(message)
+        if self._carrier is not None:
+            self._carrier.lost()
         self.lost(message)
         return 0
 
@@ -410,12 +460,15 @@ def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
 
     transport: an asyncio transport; key: the client's Sec-WebSocket-Key; rest: what was read behind its request.
     """
+    cdef bint native = link._carrier is None
+
     def answer(request):
-        response = WSUpgradeResponse.create_101_response([("Sec-WebSocket-Protocol", SUBPROTOCOL)])
+        response = WSUpgradeResponse.create_101_response([("Sec-WebSocket-Protocol", SUBPROTOCOL)] if native else [])
         return WSUpgradeResponseWithListener(response, link.listener)
 
     protocol = WSProtocol(None, None, False, answer, _picows_logger, True, None, False, 10, 10,
-                          WSAutoPingStrategy.PING_WHEN_IDLE, False, MAX_MESSAGE_SIZE, None, FIRST_READ_BUFFER)
+                          WSAutoPingStrategy.PING_WHEN_IDLE, False,
+                          MAX_MESSAGE_SIZE if native else MAX_SEED_MESSAGE, None, FIRST_READ_BUFFER)
     guard = ReadGuard(protocol, link)
     link._guard = guard
     transport.set_protocol(guard)
@@ -427,6 +480,7 @@ def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
         transport.abort()
         link.lose("the handshake failed")
         return guard
+    link.begin_service()
     _feed(guard, rest)
     return guard
 
@@ -442,16 +496,17 @@ def _feed(ReadGuard guard, bytes data):
         at += size
 
 
-async def dial_websocket(SessionLink link, url, list headers, tls):
+async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t max_frame_size=0):
     """Dials, and makes the connection the WebSocket of `link`; returns its WSTransport.
 
     url: a config.ProxyUrl; headers: (name, value) beside those of RFC 6455 §4.1; tls: an ssl.SSLContext, or None for
-    plain TCP. The caller limits the time. Raises OSError (ssl.SSLError among them), WSError.
+    plain TCP; max_frame_size: bytes, where it is more than the native wire's messages have. The caller limits the time. Raises OSError (ssl.SSLError among them), WSError.
     """
     cdef ReadGuard guard
     loop = asyncio.get_running_loop()
     protocol = WSProtocol(url.authority, url.path, True, lambda: link.listener, _picows_logger, True, None, False,
-                          10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False, MAX_MESSAGE_SIZE, headers,
+                          10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False,
+                          max(max_frame_size, <Py_ssize_t>MAX_MESSAGE_SIZE), headers,
                           FIRST_READ_BUFFER)
     guard = ReadGuard(protocol, link)
     link._guard = guard

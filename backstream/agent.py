@@ -79,6 +79,7 @@ class Agent:
         self._instance = os.urandom(16)
         self._generation = 0
         self._budget = WindowBudget(settings.session.window_budget)
+        self._seed_budget = WindowBudget(settings.session.seed_budget)
         self._links: set[ServiceLink] = set()
         self._current: ServiceLink | None = None
         self._changed = asyncio.Event()
@@ -263,16 +264,20 @@ class Agent:
             settings.client_id,
             self._instance,
             self._generation,
+            None if settings.session.wire == "native" else (self._seed_budget, settings.request_timeout),
         )
         where = _without_query(settings.proxy_url)
-        headers = [("x-backstream-client-id", settings.client_id), ("Sec-WebSocket-Protocol", SUBPROTOCOL)]
+        offered = [] if settings.session.wire == "seed" else [("Sec-WebSocket-Protocol", SUBPROTOCOL)]
+        headers = [("x-backstream-client-id", settings.client_id), *offered]
+        # Which wire it is shows in the answer only.
+        largest = 0 if settings.session.wire == "native" else settings.session.seed_max_message
         try:
             self._read_tls()
         except ConfigurationError as error:
             logger.error("TLS stays as it was: %s", error)
         try:
             async with asyncio.timeout(settings.connect_timeout):
-                transport = await dial_websocket(link, self._url, headers, self._tls)
+                transport = await dial_websocket(link, self._url, headers, self._tls, largest)
         except picows.WSInvalidStatusError as error:
             status = int(error.response.status) if error.response is not None else 0
             body = bytes(error.raw_body or b"")[:200].decode("utf-8", "replace").strip()
@@ -289,13 +294,14 @@ class Agent:
             raise ConnectionFailed(f"{where} does not speak WebSocket: {error}", refused=True) from None
         if transport.response is None or transport.is_disconnected:
             raise ConnectionFailed(f"{where} closed the connection during the handshake")
-        if (transport.response.headers.get("Sec-WebSocket-Protocol") or "") != SUBPROTOCOL:
+        chosen = transport.response.headers.get("Sec-WebSocket-Protocol") or ""
+        if chosen != (SUBPROTOCOL if link.wire == "native" else "") or (chosen and not offered):
             transport.disconnect()
-            raise ConnectionFailed(
-                f"{where} does not take the subprotocol {SUBPROTOCOL}; the seed wire is not spoken yet", refused=True
-            )
+            what = f"wants the subprotocol {chosen!r}" if chosen else f"does not take the subprotocol {SUBPROTOCOL}"
+            raise ConnectionFailed(f"{where} {what}", refused=True)
         if not link.is_lost:
             self._links.add(link)
+            link.begin_service()
         return link
 
     # --- from the sessions ---

@@ -69,6 +69,8 @@ class Option(NamedTuple):
     """What stands for the value in `--help`, where the kind does not say enough."""
     many: bool = False
     """The value is a tuple: a flag that may be given again, an array in TOML, commas in the environment."""
+    choices: tuple[str, ...] = ()
+    """The texts that it may be, where not every one will do."""
 
 
 LISTEN: Final = "Where to listen"
@@ -412,6 +414,8 @@ def check_value(name: str, option: Option, value: object) -> None:
     elif kind in ("text", "address", "network"):
         if not isinstance(value, str):
             raise ConfigurationError(f"{name} must be a string, not {value!r}")
+        if option.choices and value not in option.choices:
+            raise ConfigurationError(f"{name} must be one of {', '.join(option.choices)}, not {_shown(value)}")
         if kind != "text":
             try:
                 parse_address(value) if kind == "address" else parse_network(value)
@@ -545,8 +549,61 @@ class SessionSettings:
     """Seconds from a WebSocket message's first fragment to its last, so that nobody holds 256 KiB for
     ever."""
 
+    wire: str = field(
+        default="auto",
+        metadata=_option(
+            "text",
+            SESSIONS,
+            "What to speak: auto is the native wire where the peer takes it, else that of the original.",
+            metavar="auto|native|seed",
+            choices=("auto", "native", "seed"),
+        ),
+    )
+    """A proxy on auto takes agents of both kinds on one port; an agent falls back. `native` refuses the seed wire,
+    which is the original implementation's, `seed` speaks nothing else."""
+
+    seed_codec: str = field(
+        default="proto",
+        metadata=_option(
+            "text",
+            SESSIONS,
+            "Encoding on the seed wire until the peer has spoken; it is followed from then on.",
+            metavar="proto|json",
+            choices=("proto", "json"),
+        ),
+    )
+    """Nothing in the handshake tells it, and the proxy speaks first, so it has to know what its agents are set to."""
+
+    seed_max_message: int = field(
+        default=10 * MiB,
+        metadata=_option(
+            "size",
+            SESSIONS,
+            "Largest message on the seed wire, which holds a whole body.",
+            least=64 * KiB,
+            most=10 * MiB,
+        ),
+    )
+    """Bytes. Peers of the original take 10 MiB; in JSON a body takes up 16/9 of its size."""
+
+    seed_budget: int = field(
+        default=256 * MiB,
+        metadata=_option(
+            "size",
+            SESSIONS,
+            "Memory that all bodies on the seed wire share, beyond 64KiB each.",
+            least=256 * KiB,
+        ),
+    )
+    """Bytes, at least four times `seed_max_message`: one session gets at most a quarter while others hold some."""
+
     def __post_init__(self) -> None:
         _check(self)
+        if self.seed_budget < 4 * self.seed_max_message:
+            raise ConfigurationError(
+                f"seed_budget ({format_size(self.seed_budget)}) must be at least four times seed_max_message "
+                f"({format_size(self.seed_max_message)})"
+            )
         if self.initial_window > self.max_window:
             raise ConfigurationError(
                 f"initial_window ({format_size(self.initial_window)}) must not be more than max_window "
@@ -895,12 +952,28 @@ class ProxySettings:
     )
     """The system caps it too (net.core.somaxconn)."""
 
+    seed_codec_of: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "text",
+            SESSIONS,
+            "The seed wire's encoding for the agents of one id, as ID=proto or ID=json.",
+            metavar="ID=CODEC",
+            many=True,
+        ),
+    )
+    """`ID=CODEC` each, instead of `seed_codec`."""
+
     session: SessionSettings = field(default_factory=SessionSettings)
     """What holds inside each agent's session."""
 
     def __post_init__(self) -> None:
         _check(self)
         _check_session(self.session)
+        for text in self.seed_codec_of:
+            client_id, equals, codec = text.rpartition("=")
+            if not equals or not client_id or codec not in ("proto", "json"):
+                raise ConfigurationError(f"seed_codec_of must be like ID=proto or ID=json, not {_shown(text)}")
         for name in self.upgrade:
             if not _TOKEN.fullmatch(name) or name.lower() in _NEVER_UPGRADED:
                 raise ConfigurationError(f"upgrade must name protocols such as websocket, never {_shown(name)}")
@@ -1015,6 +1088,18 @@ class AgentSettings:
         metadata=_option("duration", TIMES, "How long running requests may go on after SIGTERM or Ctrl-C."),
     )
     """Seconds. As long as orchestrators usually wait before they kill."""
+
+    request_timeout: float = field(
+        default=300.0,
+        metadata=_option(
+            "duration",
+            TIMES,
+            "How long the service may take over a request of the seed wire that does not say so itself.",
+            off="no limit",
+        ),
+    )
+    """Seconds to the end of the answer, 0 for no limit; `x-backstream-request-timeout` comes before it. On that wire
+    nobody tells the agent that a client has gone."""
 
     reconnect_min: float = field(
         default=0.1,

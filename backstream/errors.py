@@ -37,13 +37,22 @@ class ErrorCode(IntEnum):
     TOO_LARGE = 37
     DRAINING = 38
     SESSION_LOST = 256
-    """Never on the wire: the session ended under the stream without a word about it."""
+    """Never on the wire, like all from here on: the session ended under the stream without a word about it."""
+    BODY_TOO_LARGE = 257
+    """The request's body is more than the seed wire carries in a message."""
+    NOT_CARRIED = 258
+    """The seed wire has no way to carry the request."""
+    BUDGET_SPENT = 259
+    """The memory for bodies on the seed wire is taken for the moment."""
 
 
 STATUS_OF_CODE: dict[int, int] = {
     ErrorCode.REFUSED: 503,
     ErrorCode.DRAINING: 503,
     ErrorCode.TIMEOUT: 504,
+    ErrorCode.BODY_TOO_LARGE: 413,
+    ErrorCode.NOT_CARRIED: 501,
+    ErrorCode.BUDGET_SPENT: 503,
 }
 """HTTP status by error code; a code that is not here becomes 502."""
 

@@ -21,7 +21,7 @@ from backstream._flow import WindowBudget
 from backstream._http._clients import ClientTable
 from backstream._http._server import ServerConnection, ServerContext
 from backstream._loop import loop_state
-from backstream._websocket import accept_websocket
+from backstream._websocket import SUBPROTOCOL, accept_websocket
 from backstream.certificates import server_context
 from backstream.config import ProxySettings, parse_address
 from backstream.errors import ConfigurationError
@@ -82,6 +82,7 @@ class Proxy:
         self._budget = WindowBudget(self.settings.session.window_budget)
         self.agents = AgentTable(self.settings, self._budget)
         """Every agent's session; iterate over it, or ask `agents.by_id(b"4711")`."""
+        self._seed_codecs = dict(text.rsplit("=", 1) for text in self.settings.seed_codec_of)
         self._clients = ClientTable(self.settings.max_connections_per_address, self.settings.max_aborts_per_address)
         self._contexts: list[ServerContext] = []
         self._listeners: list[tuple[asyncio.Server, ServerContext]] = []
@@ -277,6 +278,11 @@ class Proxy:
         """Bytes of the window budget that are in use."""
         return self._budget.used_bytes
 
+    @property
+    def seed_bytes(self) -> int:
+        """Bytes of the seed wire's budget that are in use."""
+        return self.agents.seed_budget.used_bytes
+
     # --- agents ---
 
     def _on_agent(
@@ -304,11 +310,25 @@ class Proxy:
                 )
                 return 403, "the agent is not authorized for this id"
 
+        wire = self._wire_for(client_id, fields)
+        if wire is None:
+            return 501, f"the subprotocol {SUBPROTOCOL} is required: the seed wire is not spoken here"
+
         def take_over(transport: Any, key: bytes, rest: bytes) -> object:
-            link = AgentLink(self.agents, loop_state(), client_id, connection.client_address)
+            link = AgentLink(self.agents, loop_state(), client_id, connection.client_address, wire)
             return accept_websocket(transport, link, key, rest)
 
         return take_over
+
+    def _wire_for(self, client_id: bytes, fields: tuple[tuple[bytes, bytes], ...]) -> str | None:
+        """native, the encoding that the seed wire begins with, or None: neither is spoken to this agent."""
+        session = self.settings.session
+        offered = b",".join(value for name, value in fields if name == b"sec-websocket-protocol").split(b",")
+        if session.wire != "seed" and SUBPROTOCOL.encode() in [name.strip() for name in offered]:
+            return "native"
+        if session.wire == "native":
+            return None
+        return self._seed_codecs.get(client_id.decode("ascii"), session.seed_codec)
 
 
 async def _within(seconds: float, *work: Awaitable[Any]) -> bool:
@@ -331,6 +351,7 @@ def memory_bound(settings: ProxySettings) -> int:
     return (
         streams * session.initial_window
         + session.window_budget
+        + (session.seed_budget if session.wire != "native" else 0)
         + settings.max_agents * (read_buffer + message + high_water + tls)
         + settings.max_connections * (2 * piece + settings.max_head_size + tls)
     )

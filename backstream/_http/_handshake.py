@@ -9,8 +9,6 @@ from typing import Final, NamedTuple
 from backstream._http.errors import MessageError
 
 CLIENT_ID: Final = b"x-backstream-client-id"
-NATIVE: Final = b"backstream.v1"
-"""The subprotocol of the native wire."""
 
 
 class AgentHandshake(NamedTuple):
@@ -48,9 +46,4 @@ def judge_handshake(fields: Iterable[tuple[bytes, bytes]], minor: int, has_body:
         valid = False
     if not valid:
         raise MessageError(400, "Sec-WebSocket-Key is not 16 bytes in base64")
-    offered = b",".join(found.get(b"sec-websocket-protocol", [])).split(b",")
-    if NATIVE not in [name.strip() for name in offered]:
-        raise MessageError(
-            501, "the subprotocol backstream.v1 is required; the seed wire is not spoken yet", "http_upgrade_failed"
-        )
     return AgentHandshake(client_id, keys[0])

@@ -1,0 +1,211 @@
+"""The seed wire on a WebSocket: one message of the session is one of RFC 6455, text where it is JSON.
+
+Rules that hold here:
+- Messages leave in frames of at most PIECE bytes, so that a large one waits in the session and not in the transport;
+  all that gathered in one turn leaves in few writes.
+- Messages that come in fragments are put together up to the session's largest, and what that takes is booked; what
+  can't be taken is passed over, and whoever waits for it is told.
+"""
+
+import os
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from picows.picows cimport WSFrame, WSMsgType
+
+from backstream._buffer cimport append
+from backstream._loop cimport monotonic
+from backstream._seed_session cimport SeedSession
+from backstream._websocket cimport Carrier, SessionLink
+
+
+cdef enum:
+    PIECE = 65536
+    BATCH = 131072                  # bytes written at once, and in one turn of the loop
+    UNBOOKED = 65536                # bytes of a message that are not booked while it is put together
+
+
+cdef class SeedCarrier(Carrier):
+
+    # --- sending ---
+
+    cdef int send(self) except -1:
+        cdef SessionLink link = self._link
+        cdef SeedSession session = self._session
+        cdef char* start = link.loop.message_buffer
+        cdef char* at = start
+        cdef char* header
+        cdef Py_ssize_t size
+        cdef int opcode = 0
+        cdef bint last = False
+        cdef bint masked = link._transport.is_client_side
+        cdef uint32_t mask
+        while at - start < BATCH and not session.congested:
+            size = session.next_piece(PIECE, &opcode, &last)
+            if size == 0:
+                break
+            header = at
+            at[0] = <char>(opcode | (0x80 if last else 0))
+            if size < 126:
+                at[1] = <char>size
+                at += 2
+            elif size < 65536:
+                at[1] = 126
+                at[2] = <char>(size >> 8)
+                at[3] = <char>size
+                at += 4
+            else:
+                at[1] = 127
+                at[2] = at[3] = at[4] = at[5] = at[6] = 0
+                at[7] = <char>(size >> 16)
+                at[8] = <char>(size >> 8)
+                at[9] = <char>size
+                at += 10
+            if masked:
+                header[1] |= <char>0x80         # RFC 6455 §5.3
+                mask = _new_mask()
+                memcpy(at, &mask, 4)
+                at += 4
+                session.pull_piece(at, size)
+                _apply(at, size, mask)
+            else:
+                session.pull_piece(at, size)
+            at += size
+        if at != start:
+            link._transport.underlying_transport.write(PyBytes_FromStringAndSize(start, at - start))
+        return 0
+
+    # --- receiving ---
+
+    cdef int frame(self, WSFrame frame) except -1:
+        cdef SessionLink link = self._link
+        if (frame.msg_type == WSMsgType.CONTINUATION) != (link._fragments_at != 0):
+            self._session.close(1, "WebSocket fragments out of order", 1002)
+            return 0
+        if frame.payload_size == 0:
+            self._session.charge_idle_frame()
+        if link._fragments_at or not frame.fin:
+            return self._put_together(frame)
+        if frame.payload_size > self._session.max_message:
+            return self._session.miss(frame.msg_type == WSMsgType.TEXT, frame.payload_ptr, frame.payload_size,
+                                      f"a message of more than {self._session.max_message} bytes")
+        return self._session.take(frame.msg_type == WSMsgType.TEXT, frame.payload_ptr, frame.payload_size)
+
+    cdef int _put_together(self, WSFrame frame) except -1:
+        cdef SessionLink link = self._link
+        cdef Py_ssize_t total
+        cdef int64_t more
+        if link._fragments_at == 0:
+            self._json = frame.msg_type == WSMsgType.TEXT
+        if not self._missing:
+            total = link._fragments.size + frame.payload_size
+            more = max(total - self._booked, <int64_t>UNBOOKED) if total > UNBOOKED and total > self._booked else 0
+            if total > self._session.max_message:
+                self._miss(f"a message of more than {self._session.max_message} bytes")
+            elif more and not self._session.budget.take(self._session.share, more):
+                self._miss("the memory for bodies on the seed wire is taken")
+            else:
+                self._booked += more
+                append(link._fragments, frame.payload_ptr, frame.payload_size)
+        if frame.fin:
+            link._fragments_at = 0
+            if not self._missing:
+                self._session.take(self._json, link._fragments.data, link._fragments.size)
+            return self._end_fragments()
+        if link._fragments_at == 0:
+            link._fragments_at = monotonic()
+            return link._set_deadline()
+        link._fragments_at = monotonic()        # the next one may take as long again
+        return 0
+
+    cdef int _miss(self, str why) except -1:
+        self._session.miss(self._json, self._link._fragments.data, self._link._fragments.size, why)
+        self._end_fragments()
+        self._missing = True
+        return 0
+
+    cdef int _end_fragments(self) except -1:
+        if self._link._fragments.capacity > UNBOOKED:
+            self._link._fragments.release()
+        self._link._fragments.size = 0
+        self._missing = False
+        if self._booked:
+            self._session.budget.give_back(self._session.share, self._booked)
+            self._booked = 0
+        return 0
+
+    # --- time ---
+
+    cdef int paused(self) except -1:
+        self._stuck_at = monotonic()
+        self._unsent = self._link._transport.underlying_transport.get_write_buffer_size()
+        return self._link._set_deadline()
+
+    cdef double next_deadline(self, double at) noexcept:
+        if self._session.congested and self._stuck_at:
+            at = min(at, self._stuck_at + self._link._message_timeout)
+        if self._session.next_expiry:
+            at = min(at, self._session.next_expiry)
+        return at
+
+    cdef int deadline(self, double now) except -1:
+        cdef Py_ssize_t unsent
+        if self._session.next_expiry and now >= self._session.next_expiry:
+            self._session.expire(now)
+        if self._session.congested and now - self._stuck_at >= self._link._message_timeout:
+            unsent = self._link._transport.underlying_transport.get_write_buffer_size()
+            if unsent >= self._unsent:
+                self._link.abort(f"the peer took nothing for {self._link._message_timeout:g} s")
+                return 0
+            self._unsent = unsent
+            self._stuck_at = now
+        return 0
+
+    cdef int lost(self) except -1:
+        self._end_fragments()
+        self._link = None
+        return 0
+
+
+cdef int speak_seed(SessionLink link, SeedSession session) except -1:
+    """Makes `session` the link's, in place of one on the native wire if there is any."""
+    cdef SeedCarrier carrier = SeedCarrier.__new__(SeedCarrier)
+    carrier._link = link
+    carrier._session = session
+    link.session = session
+    link._carrier = carrier
+    return 0
+
+
+# --- masks -------------------------------------------------------------------------------------------------------
+
+cdef bytes _masks = b""
+cdef Py_ssize_t _masks_at = 0
+
+
+cdef uint32_t _new_mask() except? 0:
+    """Four bytes that nobody can foresee (RFC 6455 §10.3)."""
+    global _masks, _masks_at
+    cdef uint32_t mask
+    if _masks_at == len(_masks):
+        _masks = os.urandom(4096)
+        _masks_at = 0
+    memcpy(&mask, <const char*>_masks + _masks_at, 4)
+    _masks_at += 4
+    return mask
+
+
+cdef void _apply(char* data, Py_ssize_t size, uint32_t mask) noexcept nogil:
+    cdef uint64_t wide = <uint64_t>mask | <uint64_t>mask << 32
+    cdef uint64_t word
+    cdef Py_ssize_t i = 0
+    while i + 8 <= size:
+        memcpy(&word, data + i, 8)
+        word ^= wide
+        memcpy(data + i, &word, 8)
+        i += 8
+    while i < size:
+        data[i] = <char>(<uint8_t>data[i] ^ <uint8_t>(mask >> (8 * (i & 3))))
+        i += 1
