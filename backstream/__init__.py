@@ -4,7 +4,7 @@
 """
 
 from backstream._callbacks import Handler
-from backstream._messages import Body, RequestHead, ResponseHead
+from backstream._messages import Body, Notify, RequestHead, ResponseHead
 from backstream._version import __version__
 from backstream.agent import Agent
 from backstream.config import AgentSettings, ProxySettings, SessionSettings
@@ -20,6 +20,7 @@ __all__ = [
     "ConnectionFailed",
     "Handler",
     "Handshake",
+    "Notify",
     "Proxy",
     "ProxySettings",
     "RequestHead",

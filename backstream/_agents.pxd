@@ -60,7 +60,7 @@ cdef class AgentTable:
         object _seen                    # id -> when it was last known, oldest first
         double _started
         readonly bint draining
-        object on_notify
+        public object on_notify         # called with an AgentLink and its Notify, or None
         object _emptied                 # an asyncio.Event
 
     cdef AgentLink pick(self, bytes client_id, AgentLink other_than)

@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterator
 
 from backstream._flow import WindowBudget
 from backstream._loop import LoopState
+from backstream._messages import Notify, RequestHead
 from backstream._websocket import SessionLink
 from backstream.config import ProxySettings
 
@@ -12,9 +13,18 @@ class AgentLink(SessionLink):
     instance: bytes
     generation: int
     def __init__(
-        self, table: AgentTable, loop: LoopState, client_id: bytes, address: tuple[str, int] | None
+        self,
+        table: AgentTable,
+        loop: LoopState,
+        client_id: bytes,
+        address: tuple[str, int] | None,
+        wire: str = "native",
     ) -> None: ...
     def retire(self, reason: str) -> None: ...
+    def notify(self, data: bytes, content_type: str = "") -> None: ...
+    def notify_request(self, head: RequestHead, body: bytes = b"") -> None: ...
+    @property
+    def wire(self) -> str: ...
     @property
     def stream_count(self) -> int: ...
     @property
@@ -25,7 +35,8 @@ class AgentTable:
     budget: WindowBudget
     draining: bool
     waiting: int
-    on_notify: Callable[[AgentLink, str, bytes], None] | None
+    on_notify: Callable[[AgentLink, Notify], None] | None
+    seed_budget: WindowBudget
     def __init__(self, settings: ProxySettings, budget: WindowBudget) -> None: ...
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[AgentLink]: ...

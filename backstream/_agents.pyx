@@ -18,13 +18,16 @@ from backstream._websocket cimport SessionLink
 
 import os
 
-from backstream._messages import Hello
+from backstream._messages import Hello, Notify
+from backstream._seed_codec import pack_event
 from backstream._version import SOFTWARE
+from backstream.errors import StreamError
 
 logger = logging.getLogger("backstream.proxy")
 
 cdef enum:
     REFUSED = 7
+    NOT_CARRIED = 258
     SEEN_IDS = 65536
 
 cdef double SEEN_SECONDS = 86400.0
@@ -89,7 +92,10 @@ cdef class AgentLink(SessionLink):
 
     cdef int on_notify(self, str content_type, bytes data) except -1:
         if self.table.on_notify is not None:
-            self.table.on_notify(self, content_type, data)
+            try:
+                self.table.on_notify(self, Notify(content_type=content_type, data=data))
+            except Exception:
+                logger.exception("the handler of events failed", extra={"id": self.name})
         return 0
 
     cdef int on_handler_error(self, Stream stream, object error) except -1:
@@ -119,6 +125,15 @@ cdef class AgentLink(SessionLink):
     def notify(self, bytes data, str content_type=""):
         """Sends the agent a one-way event. Raises StreamError when it can't be sent."""
         self.session.notify(content_type, data)
+
+    def notify_request(self, head, bytes body=b""):
+        """Has the agent's service run a request that nobody waits for: a `RequestHead` and its whole body.
+
+        Only agents of the seed wire do so; raises StreamError (NOT_CARRIED) for others.
+        """
+        if self._carrier is None:
+            raise StreamError(NOT_CARRIED, "the native wire has no requests without an answer")
+        self.session.notify("", pack_event(head, body, (<SeedSession>self.session).json))
 
     @property
     def stream_count(self) -> int:

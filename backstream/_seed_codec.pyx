@@ -227,7 +227,7 @@ cdef bytes _base64(object value):
     if "-" in text or "_" in text:
         text = text.replace("-", "+").replace("_", "/")
     if len(text) % 4:
-        text += "=" * (-len(text) % 4)
+        text += "=" * (4 - len(text) % 4)
     try:
         return binascii.a2b_base64(text, strict_mode=True)
     except ValueError:

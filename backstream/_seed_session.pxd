@@ -53,7 +53,7 @@ cdef class SeedSession(Session):
     cdef:
         # configuration
         readonly bint json              # what this side writes; the peer's choice is followed
-        readonly Py_ssize_t max_message # bytes
+        readonly Py_ssize_t max_message     # bytes
         double request_timeout          # seconds that the peer's requests may take where they don't say, 0 for no limit
         # counts
         readonly uint64_t late          # answers that nobody waited for any more

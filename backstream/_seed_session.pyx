@@ -17,8 +17,8 @@ from collections import deque
 from libc.string cimport memcpy
 
 from backstream._codec cimport (
-    BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers, bytes_of, decode_request, equals,
-    equals_lower, slice_of,
+    BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers, bytes_of, decode_request,
+    equals, equals_lower, slice_of,
 )
 from backstream._flow cimport BudgetShare, WindowBudget
 from backstream._seed_codec cimport (
@@ -160,9 +160,10 @@ cdef OutMessage _out(bint json, bytes head, list body, Py_ssize_t body_size):
 cdef class SeedSession(Session):
     """One end of a session on the seed wire.
 
-    hello: what a peer of the native wire would have said of itself: its streams are of use here.
-    json: whether to write JSON until the peer has spoken; max_message: bytes; request_timeout: seconds that a request of
-    the peer's may take that names no time of its own, 0 for no limit.
+    hello: what this end would say of itself on the native wire; its `max_streams` holds both ways here.
+    json: whether to write JSON until the peer has spoken.
+    max_message: bytes.
+    request_timeout: seconds that a request of the peer's may take that names no time of its own, 0 for no limit.
     """
 
     def __init__(self, SessionOwner owner, bint is_proxy, hello, WindowBudget budget, bint json, max_message,

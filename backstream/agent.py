@@ -25,7 +25,7 @@ from backstream._callbacks import Handler
 from backstream._flow import WindowBudget
 from backstream._http._upstream import UpstreamService
 from backstream._loop import loop_state
-from backstream._messages import RequestHead
+from backstream._messages import Notify, RequestHead
 from backstream._service import CallbackService, Service, ServiceLink
 from backstream._session import Stream
 from backstream._websocket import SUBPROTOCOL, dial_websocket
@@ -59,12 +59,18 @@ class Agent:
     app: an ASGI 3 application to serve, instead of `settings.app` or `settings.upstream`.
     handler: called with (stream, `RequestHead`, whether the request ends with its head) for each request; returns a
         `Handler`, or None to refuse it.
+    on_notify: called with each one-way event of the proxy's, on the event loop, so it must not block.
 
     Raises ConfigurationError unless exactly one of the four is given.
     """
 
     def __init__(
-        self, settings: AgentSettings, app: AsgiApp | None = None, *, handler: HandlerFactory | None = None
+        self,
+        settings: AgentSettings,
+        app: AsgiApp | None = None,
+        *,
+        handler: HandlerFactory | None = None,
+        on_notify: Callable[[Notify], None] | None = None,
     ) -> None:
         self.settings = settings
         given = [value for value in (app, handler, settings.app, settings.upstream) if value is not None]
@@ -72,6 +78,7 @@ class Agent:
             raise ConfigurationError("an agent serves exactly one thing: an application, an upstream or a handler")
         self._app = app
         self._handler = handler
+        self._on_notify = on_notify
         self._service: Service | None = None
         self._url = parse_proxy_url(settings.proxy_url)
         self._tls: ssl.SSLContext | None = None
@@ -199,6 +206,15 @@ class Agent:
     def requests(self) -> int:
         """Requests that came so far."""
         return self._service.requests if self._service is not None else 0
+
+    def notify(self, data: bytes, content_type: str = "") -> None:
+        """Sends the proxy a one-way event (over the seed wire without its type).
+
+        Raises ConnectionFailed while there is no session, StreamError when the session can't take it.
+        """
+        if self._current is None or not self.connected:
+            raise ConnectionFailed("there is no session with the proxy")
+        self._current.session.notify(content_type, data)
 
     # --- connecting ---
 
@@ -349,7 +365,12 @@ class Agent:
             logger.info("disconnected: %s", why, extra={"id": self.settings.client_id})
 
     def notified(self, link: ServiceLink, content_type: str, data: bytes) -> None:
-        """A one-way event of the proxy's; nothing is done with it yet."""
+        """A one-way event of the proxy's."""
+        if self._on_notify is not None:
+            try:
+                self._on_notify(Notify(content_type=content_type, data=data))
+            except Exception:
+                logger.exception("the handler of events failed", extra={"id": self.settings.client_id})
 
 
 def load_app(path: str) -> AsgiApp:

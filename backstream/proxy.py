@@ -21,6 +21,7 @@ from backstream._flow import WindowBudget
 from backstream._http._clients import ClientTable
 from backstream._http._server import ServerConnection, ServerContext
 from backstream._loop import loop_state
+from backstream._messages import Notify
 from backstream._websocket import SUBPROTOCOL, accept_websocket
 from backstream.certificates import server_context
 from backstream.config import ProxySettings, parse_address
@@ -63,6 +64,7 @@ class Proxy:
     settings: `ProxySettings`, its defaults where there is none.
     authorize: called with each agent's `Handshake` before it is accepted, on the event loop, so it must not block;
         false refuses the agent with 403. Without it whoever reaches the agents' port can hold any id.
+    on_notify: called with each one-way event that an agent sends, and the agent.
     sockets: listening TCP sockets to take over instead of binding `settings.listen`: the first for clients, a second
         one for agents. They are left open for the next process, and so is whoever waits in their queues.
     """
@@ -72,6 +74,7 @@ class Proxy:
         settings: ProxySettings | None = None,
         *,
         authorize: Authorize | None = None,
+        on_notify: Callable[[AgentLink, Notify], None] | None = None,
         sockets: Sequence[socket.socket] = (),
     ) -> None:
         self.settings = settings or ProxySettings()
@@ -82,6 +85,7 @@ class Proxy:
         self._budget = WindowBudget(self.settings.session.window_budget)
         self.agents = AgentTable(self.settings, self._budget)
         """Every agent's session; iterate over it, or ask `agents.by_id(b"4711")`."""
+        self.agents.on_notify = on_notify
         self._seed_codecs = dict(text.rsplit("=", 1) for text in self.settings.seed_codec_of)
         self._clients = ClientTable(self.settings.max_connections_per_address, self.settings.max_aborts_per_address)
         self._contexts: list[ServerContext] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import random
 import sys
 
 PAGE = mmap.PAGESIZE
@@ -39,8 +40,20 @@ class Fence:
         return held
 
 
+def seed_payloads() -> list[bytes]:
+    """Messages of the seed wire and the events in them."""
+    from backstream import _seed_codec
+    from tests.codec.heads import SAMPLES
+
+    packed = [
+        _seed_codec.pack_request(_seed_codec.make_id(), SAMPLES["request"], b"body"),
+        _seed_codec.pack_response(_seed_codec.make_id(), SAMPLES["response"], b"body"),
+    ]
+    return packed + [_seed_codec.unpack(each)[2] for each in packed]
+
+
 def main() -> None:
-    from backstream import _callbacks, _codec, _flow, _session
+    from backstream import _callbacks, _codec, _flow, _seed_codec, _session
     from backstream.errors import FrameError, HeadError
     from tests.codec import mutate
     from tests.codec.heads import KINDS, SAMPLES
@@ -73,6 +86,17 @@ def main() -> None:
         budget = _flow.WindowBudget(0)
         session = _session.Session(owner, False, SAMPLES["hello"], budget, 1 << 16, 1 << 16)
         _callbacks.receive(session, fence.hold(message))
+    choose = random.Random(4)
+    for whole in seed_payloads():
+        for cut in range(len(whole) + 1):
+            for unpack in (_seed_codec.unpack, _seed_codec.unpack_request, _seed_codec.unpack_response):
+                check(unpack, whole[:cut])
+        for _ in range(1000):
+            spoilt = bytearray(whole)
+            for _ in range(choose.randrange(1, 4)):
+                spoilt[choose.randrange(len(spoilt))] = choose.randrange(256)
+            for unpack in (_seed_codec.unpack, _seed_codec.unpack_request, _seed_codec.unpack_response):
+                check(unpack, bytes(spoilt))
     print(decoded, refused)
 
 
