@@ -18,5 +18,5 @@ def test_generated_files_are_fresh() -> None:
 
 
 def test_the_schema_names_every_error_code_that_travels() -> None:
-    travelling = {code.name: code.value for code in ErrorCode if code is not ErrorCode.SESSION_LOST}
+    travelling = {code.name: code.value for code in ErrorCode if code < ErrorCode.SESSION_LOST}
     assert dict(tunnel_pb2.ErrorCode.items()) == travelling
