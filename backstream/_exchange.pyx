@@ -330,7 +330,8 @@ cdef class Exchange(StreamHandler):
                 and not self.offers_upgrade):
             self.lost_once = True
             return self._open(link)
-        leg = "session" if code == SESSION_LOST else "service" if code in _SERVICE_CODES else "agent"
+        leg = ("session" if code == SESSION_LOST else "proxy" if code > SESSION_LOST
+               else "service" if code in _SERVICE_CODES else "agent")
         return self._fail(STATUS_OF_CODE.get(code, 502), _CAUSES.get(code, "connection_terminated"),
                           message or "the agent gave the request up", leg)
 

@@ -24,6 +24,7 @@ from backstream._websocket cimport Carrier, SessionLink
 cdef enum:
     PIECE = 65536
     BATCH = 131072                  # bytes written at once, and in one turn of the loop
+    LEAST_FRAME = 1048576           # bytes of a frame that are taken even where the message is then passed over
     UNBOOKED = 65536                # bytes of a message that are not booked while it is put together
 
 
@@ -174,6 +175,7 @@ cdef int speak_seed(SessionLink link, SeedSession session) except -1:
     cdef SeedCarrier carrier = SeedCarrier.__new__(SeedCarrier)
     carrier._link = link
     carrier._session = session
+    carrier.max_frame_size = max(session.max_message, <Py_ssize_t>LEAST_FRAME)
     link.session = session
     link._carrier = carrier
     return 0

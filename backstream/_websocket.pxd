@@ -8,6 +8,8 @@ from backstream._session cimport Session, SessionOwner
 
 cdef class Carrier:
     """How a link carries a session whose messages are not those of the native wire."""
+    cdef:
+        Py_ssize_t max_frame_size       # bytes of a WebSocket frame that the peer may send
     cdef int send(self) except -1
     cdef int frame(self, WSFrame frame) except -1
     cdef int paused(self) except -1

@@ -25,5 +25,9 @@ class ReadGuard: ...
 
 def accept_websocket(transport: Any, link: SessionLink, key: bytes, rest: bytes) -> ReadGuard: ...
 async def dial_websocket(
-    link: SessionLink, url: ProxyUrl, headers: list[tuple[str, str]], tls: ssl.SSLContext | None
+    link: SessionLink,
+    url: ProxyUrl,
+    headers: list[tuple[str, str]],
+    tls: ssl.SSLContext | None,
+    max_frame_size: int = 0,
 ) -> WSTransport: ...

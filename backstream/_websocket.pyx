@@ -27,7 +27,6 @@ from picows.picows import WSProtocol
 
 
 SUBPROTOCOL = "backstream.v1"
-MAX_SEED_MESSAGE = 10485760         # bytes: a whole message of the seed wire may be one frame
 
 cdef enum:
     HIGH_WATER = 131072             # bytes in the transport's buffer
@@ -468,7 +467,7 @@ def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
 
     protocol = WSProtocol(None, None, False, answer, _picows_logger, True, None, False, 10, 10,
                           WSAutoPingStrategy.PING_WHEN_IDLE, False,
-                          MAX_MESSAGE_SIZE if native else MAX_SEED_MESSAGE, None, FIRST_READ_BUFFER)
+                          MAX_MESSAGE_SIZE if native else link._carrier.max_frame_size, None, FIRST_READ_BUFFER)
     guard = ReadGuard(protocol, link)
     link._guard = guard
     transport.set_protocol(guard)
@@ -500,14 +499,14 @@ async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t ma
     """Dials, and makes the connection the WebSocket of `link`; returns its WSTransport.
 
     url: a config.ProxyUrl; headers: (name, value) beside those of RFC 6455 §4.1; tls: an ssl.SSLContext, or None for
-    plain TCP; max_frame_size: bytes, where it is more than the native wire's messages have. The caller limits the time. Raises OSError (ssl.SSLError among them), WSError.
+    plain TCP; max_frame_size: bytes, where messages may be larger than those of the native wire. The caller limits the
+    time. Raises OSError (ssl.SSLError among them), WSError.
     """
     cdef ReadGuard guard
     loop = asyncio.get_running_loop()
     protocol = WSProtocol(url.authority, url.path, True, lambda: link.listener, _picows_logger, True, None, False,
                           10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False,
-                          max(max_frame_size, <Py_ssize_t>MAX_MESSAGE_SIZE), headers,
-                          FIRST_READ_BUFFER)
+                          max(max_frame_size, <Py_ssize_t>MAX_MESSAGE_SIZE), headers, FIRST_READ_BUFFER)
     guard = ReadGuard(protocol, link)
     link._guard = guard
     if tls is None:

@@ -291,6 +291,12 @@ GROUPS_OF_NAMES = (
         "is in [`backstream.streams`](#backstreamstreams).",
     ),
     (
+        "Events",
+        ("Notify",),
+        "One-way messages between a proxy and its agents, outside of any request: `on_notify` takes them, "
+        "`Agent.notify` and the `notify` of what `proxy.agents` holds send them. Nobody is told whether one arrived.",
+    ),
+    (
         "Errors",
         ("BackstreamError", "ConfigurationError", "ConnectionFailed", "StreamError"),
         "One tree, by what the caller can do about them; [Errors and statuses](errors.md) has the codes.",
@@ -324,6 +330,9 @@ that take requests for an id. Of each there is:
 | `since` | when it connected, as `time.monotonic()` has it |
 | `stream_count` | requests that run on it now |
 | `served` | requests that were sent down it so far |
+| `wire` | `native`, or the encoding on the seed wire: `proto` or `json` |
+| `notify(data, content_type="")` | sends it an event; raises StreamError when that can't be sent |
+| `notify_request(head, body=b"")` | has its service run a request that nobody waits for; on the seed wire only |
 | `retire(reason)` | gives it no new requests, tells the agent to dial anew, and closes it when the last one has ended |
 """
 ALIASES_TEXT = """

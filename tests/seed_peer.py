@@ -167,7 +167,11 @@ class OriginalAgent(Peer):
     async def _handle(self, message: Any) -> None:
         if message.type == seed_pb2.Message.RESPONSE:
             return
-        event = self.codec.decode(seed_pb2.EventHTTPRequest, message.data)
+        try:
+            event = self.codec.decode(seed_pb2.EventHTTPRequest, message.data)
+        except (DecodeError, json_format.ParseError):
+            self.garbage += 1
+            return
         request = Request(
             event.method,
             # Go's URL.String() of a path that it takes for decoded, read again by http.NewRequest.
