@@ -85,8 +85,6 @@ async def test_a_good_handshake_is_answered_as_rfc_6455_asks() -> None:
         ({"sec_websocket_key": "c2hvcnQ="}, 400, "Sec-WebSocket-Key is not 16 bytes in base64"),
         ({"sec_websocket_key": "?" * 24}, 400, "Sec-WebSocket-Key is not 16 bytes in base64"),
         ({"drop": "sec_websocket_key"}, 400, "Sec-WebSocket-Key is not 16 bytes in base64"),
-        ({"drop": "sec_websocket_protocol"}, 501, "the subprotocol backstream.v1 is required"),
-        ({"sec_websocket_protocol": "chat, backstream.v2"}, 501, "the subprotocol backstream.v1 is required"),
     ],
 )
 async def test_a_faulty_handshake_is_refused_in_one_line(change: dict[str, str], status: int, words: str) -> None:

@@ -35,9 +35,7 @@ def test_every_error_code_is_on_the_page() -> None:
     assert {plain(row[0]): int(row[1]) for row in CODES} == {code.name: code.value for code in ErrorCode}
 
 
-@pytest.mark.parametrize(
-    "row", TRAVELLING, ids=lambda row: plain(row[0])
-)
+@pytest.mark.parametrize("row", TRAVELLING, ids=lambda row: plain(row[0]))
 async def test_a_code_before_the_head_becomes_what_the_page_says(row: list[str]) -> None:
     def give_up(stream: streams.Stream, head: backstream.RequestHead, end: bool) -> backstream.Handler:
         streams.reset(stream, int(row[1]), "given up")

@@ -190,14 +190,15 @@ CLOSE = b"\x88\x02\x03\xe8"
         (says(b""), "closed the connection during the handshake"),
         (says(f"{SWITCHING}\r\n".encode()), "no connection to"),
         (accepts(b"", lines=""), "does not take the subprotocol backstream.v1"),
-        (accepts(b"", lines="Sec-WebSocket-Protocol: chat\r\n"), "does not take the subprotocol backstream.v1"),
+        (accepts(b"", lines="Sec-WebSocket-Protocol: chat\r\n"), "wants the subprotocol 'chat'"),
         (silent, "no connection to {} within 0.2 s"),
     ],
 )
 async def test_whatever_answers_instead_of_a_proxy_is_named_and_tried_again(serve, words, caplog) -> None:
     async with Upstream(serve) as other:
         url = other.url.replace("http", "ws") + "/ws"
-        async with make_agent(url, ok_app, connect_timeout=0.2) as agent:
+        native = backstream.SessionSettings(wire="native")  # it falls back on none
+        async with make_agent(url, ok_app, connect_timeout=0.2, session=native) as agent:
             await until(lambda: other.connections >= 2)
             assert not agent.connected and agent.sessions == ()
             record = next(r for r in caplog.records if "next try in" in r.getMessage())

@@ -19,6 +19,12 @@ from tests.rig import ID, Tunnel, answer, chunked, request, tunnel, until
 from tests.seed_peer import OriginalProxy, Request, Response, original_agent
 
 CODECS = ["proto", "json"]
+HANDSHAKE = [
+    "Connection: upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}",
+]
 RESPONSE = seed_pb2.Message.RESPONSE
 REQUEST = seed_pb2.Message.REQUEST
 NOTIFY = seed_pb2.Message.NOTIFY
@@ -110,8 +116,7 @@ async def test_bodies_of_all_sizes_pass_both_ways(codec: str, size: int) -> None
 
 async def test_what_cannot_be_carried_is_settled_and_not_lost() -> None:
     async with tunnel(agents=0) as pair, original_agent(pair.proxy, echo):
-        websocket = ["Connection: upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
-        got = await pair.get(lines=[*websocket, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="])
+        got = await pair.get(lines=HANDSHAKE)
         assert got.status == 501 and b"carries no WebSockets" in got.body
     async with tunnel(agents=0, proxy={"upgrade": ("x-raw",)}) as pair, original_agent(pair.proxy, echo) as agent:
         got = await pair.get(lines=["Connection: upgrade", "Upgrade: x-raw"])
@@ -286,10 +291,33 @@ async def test_an_agent_that_answers_in_the_other_encoding_is_followed() -> None
 
 async def test_a_proxy_on_native_refuses_handshakes_of_the_seed_wire() -> None:
     async with tunnel(agents=0, proxy={"session": session(wire="native")}) as pair:
-        handshake = ["Connection: upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
-        got = await pair.get("/ws", lines=[*handshake, f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}"])
-        assert got.status == 501
-        assert b"the subprotocol backstream.v1 is required" in got.body
+        for offered in ([], ["Sec-WebSocket-Protocol: chat, backstream.v2"]):
+            got = await pair.get("/ws", lines=[*HANDSHAKE, *offered])
+            assert got.status == 501
+            assert b"the subprotocol backstream.v1 is required" in got.body
+
+
+@pytest.mark.parametrize(
+    ("wire", "offered", "spoken"),
+    [
+        ("auto", [], "proto"),
+        ("auto", ["chat, backstream.v2"], "proto"),
+        ("auto", ["chat", "x, backstream.v1"], "native"),
+        ("seed", ["backstream.v1"], "proto"),
+        ("native", ["backstream.v1"], "native"),
+    ],
+)
+async def test_the_handshake_settles_the_wire(wire: str, offered: list[str], spoken: str) -> None:
+    async with (
+        tunnel(agents=0, proxy={"session": session(wire=wire)}, check=False) as pair,
+        await pair.open() as agent,
+    ):
+        lines = [*HANDSHAKE, *(f"Sec-WebSocket-Protocol: {names}" for names in offered)]
+        await agent.send(request("/ws", lines=lines))
+        head = await agent.head()
+        assert head.status == 101
+        assert head.get("sec-websocket-protocol") == (b"backstream.v1" if spoken == "native" else None)
+        await until(lambda: [link.wire for link in pair.proxy.agents] == [spoken], spoken)
 
 
 async def test_a_lost_session_tries_again_what_may_be_and_fails_the_rest() -> None:
@@ -343,11 +371,7 @@ async def test_a_peer_that_takes_nothing_is_given_up_after_the_time_to_write() -
         tunnel(agents=0, proxy={"session": settings}, check=False) as pair,
         await pair.open(receive_buffer=4096) as agent,
     ):
-        await agent.send(
-            b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-            b"x-backstream-client-id: " + ID.encode() + b"\r\n\r\n"
-        )
+        await agent.send(request("/ws", lines=HANDSHAKE))
         await agent.until(b"\r\n\r\n")
         await pair.connected()
         got = await pair.get(method="POST", body=bytes(9_000_000))
@@ -358,11 +382,7 @@ async def test_a_peer_that_takes_nothing_is_given_up_after_the_time_to_write() -
 
 async def test_a_large_request_does_not_wait_in_the_transport() -> None:
     async with tunnel(agents=0, check=False) as pair, await pair.open(receive_buffer=4096) as agent:
-        await agent.send(
-            b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-            b"x-backstream-client-id: " + ID.encode() + b"\r\n\r\n"
-        )
+        await agent.send(request("/ws", lines=HANDSHAKE))
         await agent.until(b"\r\n\r\n")
         await pair.connected()
         (link,) = pair.proxy.agents
