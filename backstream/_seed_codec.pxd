@@ -32,6 +32,7 @@ cdef class SeedReader:
         Buffer _text
         list _kept
 
+    cdef int forget(self) except -1
     cdef int message(self, bint json, const char* data, Py_ssize_t size) except -1
     cdef int request(self, bint json) except -1
     cdef int response(self, bint json) except -1

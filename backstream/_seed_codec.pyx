@@ -288,6 +288,13 @@ cdef class SeedReader:
             _malformed("an unknown type")
         return 0
 
+    cdef int forget(self) except -1:
+        """What was read last is of no use any more."""
+        self._kept = None
+        self.id = self.data = self.method = self.target = self.body = self.timeout = NOTHING
+        self.fields.count = 0
+        return 0
+
     cdef int _json_message(self, const char* data, Py_ssize_t size) except -1:
         cdef dict found = _document(data, size)
         cdef object kind = found.get("type")

@@ -17,7 +17,7 @@ from picows.picows cimport WSFrame, WSMsgType
 
 from backstream._buffer cimport append
 from backstream._loop cimport monotonic
-from backstream._seed_session cimport SeedSession
+from backstream._seed_session cimport MAX_QUEUED, SeedSession
 from backstream._websocket cimport Carrier, SessionLink
 
 
@@ -74,6 +74,8 @@ cdef class SeedCarrier(Carrier):
             else:
                 session.pull_piece(at, size)
             at += size
+        if link._guard is not None and link._guard._held and len(session._queue) <= MAX_QUEUED // 2:
+            link._guard.hold(False)
         if at != start:
             link._transport.underlying_transport.write(PyBytes_FromStringAndSize(start, at - start))
         return 0
@@ -82,6 +84,9 @@ cdef class SeedCarrier(Carrier):
 
     cdef int frame(self, WSFrame frame) except -1:
         cdef SessionLink link = self._link
+        if link._guard is not None and not link._guard._held and len(self._session._queue) > MAX_QUEUED:
+            # Requests are answered no faster than the peer takes the answers.
+            link._guard.hold(True)
         if (frame.msg_type == WSMsgType.CONTINUATION) != (link._fragments_at != 0):
             self._session.close(1, "WebSocket fragments out of order", 1002)
             return 0

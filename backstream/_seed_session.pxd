@@ -31,8 +31,9 @@ cdef class SeedStream(Stream):
         Py_ssize_t _rest_at
         int64_t _unconsumed
         bint _feeds                     # it is in the session's list of those with something to hand on
-        # both
-        int64_t _booked                 # bytes of the budget
+        # bytes of the budget
+        int64_t _booked_in              # for what is received
+        int64_t _booked_out             # for what is sent
 
 
 cdef class OutMessage:
@@ -81,7 +82,9 @@ cdef class SeedSession(Session):
     cdef int _begin_body(self, SeedStream stream, Slice body) except -1
     cdef int _feed(self, SeedStream stream) except -1
     cdef int _complain(self, str kind, str detail) except -1
-    cdef bint _book(self, SeedStream stream, int64_t size) noexcept
+    cdef bint _book_in(self, SeedStream stream, int64_t size) noexcept
+    cdef bint _book_out(self, SeedStream stream, int64_t size) noexcept
+    cdef int _take(self, bint json) except -1
     cdef int _gather(self, SeedStream stream, bytes data) except -1
     cdef int _doom_stream(self, SeedStream stream, uint32_t code, str why) except -1
     cdef int _send(self, SeedStream stream, SeedType kind) except -1

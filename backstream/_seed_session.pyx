@@ -225,7 +225,7 @@ cdef class SeedSession(Session):
         stream.answers_head = is_head
         stream.sent_promise = length
         stream._start = start
-        if length > DEFAULT_WINDOW and not self._book(stream, length):
+        if length > DEFAULT_WINDOW and not self._book_out(stream, length):
             raise StreamError(BUDGET_SPENT, "the memory for bodies on the seed wire is taken")
         self._streams[stream.message_id] = stream
         self.opened += 1
@@ -263,6 +263,12 @@ cdef class SeedSession(Session):
         except HeadError as error:
             return self._complain("a message that can't be read", str(error))
         self.json = json
+        self._take(json)
+        reader.forget()
+        return 0
+
+    cdef int _take(self, bint json) except -1:
+        cdef SeedReader reader = self._reader
         if reader.type == SEED_RESPONSE:
             return self._response(json)
         if reader.type == SEED_REQUEST:
@@ -301,7 +307,7 @@ cdef class SeedSession(Session):
             if not 200 <= reader.status <= 999:
                 raise StreamError(UPSTREAM_PROTOCOL, "the agent's answer has no valid status")
             bodiless = stream.answers_head or reader.status == 204 or reader.status == 304
-            if not bodiless and reader.body.size > DEFAULT_WINDOW and not self._book(stream, reader.body.size):
+            if not bodiless and not self._book_in(stream, reader.body.size):
                 raise StreamError(TOO_LARGE, "the memory for bodies on the seed wire is taken")
             head.status = reader.status
             head.reason.ptr = head.upgrade.ptr = NULL
@@ -357,17 +363,14 @@ cdef class SeedSession(Session):
             if self.accepted >= self._max_streams or len(self._queue) >= MAX_QUEUED:
                 raise StreamError(REFUSED, "the agent has all the requests that it takes")
             reader.request(json)
-            if reader.body.size > DEFAULT_WINDOW and not self._book(stream, reader.body.size):
+            if not self._book_in(stream, reader.body.size):
                 raise StreamError(REFUSED, "the memory for bodies on the seed wire is taken")
         except StreamError as error:
             if isinstance(error, HeadError):
                 self._complain("an event that is no request" if is_notify else "a request that can't be read",
                                str(error))
-            if len(self._queue) < MAX_QUEUED:
-                self._answer(stream, 400 if isinstance(error, HeadError) else STATUS_OF_CODE.get(error.code, 502),
-                             str(error))
-            else:
-                self._complain("a request that was not answered", "the proxy does not read")
+            self._answer(stream, 400 if isinstance(error, HeadError) else STATUS_OF_CODE.get(error.code, 502),
+                         str(error))
             stream.state = CLOSED
             return 0
         end = reader.body.size == 0
@@ -460,6 +463,8 @@ cdef class SeedSession(Session):
         stream._rest_at += size
         if stream._rest_at == len(rest):
             stream._rest = None
+            self.budget.give_back(self.share, stream._booked_in)
+            stream._booked_in = 0
         stream._unconsumed += size
         try:
             stream.handler.on_data(stream, <const char*>rest + at, size)
@@ -523,9 +528,8 @@ cdef class SeedSession(Session):
         if stream._message is not None:
             stream._message.stream = None
             stream._message = None
-        if stream._booked:
-            self.budget.give_back(self.share, stream._booked)
-            stream._booked = 0
+        self.budget.give_back(self.share, stream._booked_in + stream._booked_out)
+        stream._booked_in = stream._booked_out = 0
         if stream._holds_place:
             stream._holds_place = False
             self.accepted -= 1
@@ -538,14 +542,23 @@ cdef class SeedSession(Session):
                 self._answer(<SeedStream>stream, STATUS_OF_CODE.get(code, 502), message)
             self._drop(stream, code, message)
 
-    cdef bint _book(self, SeedStream stream, int64_t size) noexcept:
-        """Takes `size` bytes in all for a stream."""
-        cdef int64_t more = size - stream._booked
+    cdef bint _book_in(self, SeedStream stream, int64_t size) noexcept:
+        """Takes what a body that came needs until it is handed on."""
+        if size <= DEFAULT_WINDOW:
+            return True
+        if not self.budget.take(self.share, size):
+            return False
+        stream._booked_in = size
+        return True
+
+    cdef bint _book_out(self, SeedStream stream, int64_t size) noexcept:
+        """Takes `size` bytes in all for the body that is gathered."""
+        cdef int64_t more = size - stream._booked_out
         if more <= 0:
             return True
         if not self.budget.take(self.share, more):
             return False
-        stream._booked += more
+        stream._booked_out += more
         return True
 
     cdef int _gather(self, SeedStream stream, bytes data) except -1:
@@ -557,10 +570,10 @@ cdef class SeedSession(Session):
         if not fits:
             return self._doom_stream(stream, BODY_TOO_LARGE if stream.opened_here else TOO_LARGE,
                                      f"the body does not fit into a message of at most {self.max_message} bytes")
-        if size > DEFAULT_WINDOW and size > stream._booked:
+        if size > DEFAULT_WINDOW and size > stream._booked_out:
             # In steps that grow, so that a long body asks seldom.
-            if (not self._book(stream, min(size + size // 4, max(size, self.max_message)))
-                    and not self._book(stream, size)):
+            if (not self._book_out(stream, min(size + size // 4, max(size, self.max_message)))
+                    and not self._book_out(stream, size)):
                 return self._doom_stream(stream, BUDGET_SPENT if stream.opened_here else TOO_LARGE,
                                          "the memory for bodies on the seed wire is taken")
         if stream._body is None:
@@ -681,8 +694,11 @@ cdef class SeedSession(Session):
             message.booked = 0
         if stream is not None:
             stream._message = None
-            if stream.opened_here or stream.state == CLOSED:
+            if stream.state == CLOSED:
                 self._release(stream)
+            else:
+                self.budget.give_back(self.share, stream._booked_out)
+                stream._booked_out = 0
         return 0
 
     cdef int set_congested(self, bint congested) except -1:

@@ -76,8 +76,10 @@ cdef class ReadGuard(_ProtocolBase):
         object _buffer_updated
         object error                    # with which the connection was lost
         Py_ssize_t _turn_bytes
-        bint _paused
+        bint _paused                    # until the next turn
+        bint _held                      # until `hold(False)`
 
+    cdef int hold(self, bint held) except -1
     cdef int next_turn(self) except -1
 
 

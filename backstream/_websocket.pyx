@@ -124,7 +124,19 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
         self._turn_bytes = 0
         if self._paused:
             self._paused = False
-            if not self._link._lost:
+            if not self._link._lost and not self._held:
+                self._link._transport.underlying_transport.resume_reading()
+        return 0
+
+    cdef int hold(self, bint held) except -1:
+        """Stops the reading, or lets it go on."""
+        if held == self._held or self._link._lost:
+            return 0
+        self._held = held
+        if not self._paused:
+            if held:
+                self._link._transport.underlying_transport.pause_reading()
+            else:
                 self._link._transport.underlying_transport.resume_reading()
         return 0
 

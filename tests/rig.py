@@ -522,7 +522,16 @@ async def tunnel(
                 await each.close()
 
 
-LIVING = ("Stream", "Exchange", "ServerConnection", "AsgiRequest", "UpstreamRequest", "UpstreamConnection")
+LIVING = (
+    "Stream",
+    "SeedStream",
+    "OutMessage",
+    "Exchange",
+    "ServerConnection",
+    "AsgiRequest",
+    "UpstreamRequest",
+    "UpstreamConnection",
+)
 """What a request or a connection is made of; the buffers go with these."""
 
 

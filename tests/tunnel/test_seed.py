@@ -10,13 +10,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 import backstream
 from backstream._proto import seed_pb2
 from backstream.errors import StreamError
 from tests import rig
-from tests.rig import ID, Tunnel, answer, chunked, request, tunnel, until
-from tests.seed_peer import OriginalProxy, Request, Response, original_agent
+from tests.rig import ID, Leaks, Tunnel, answer, chunked, request, tunnel, until
+from tests.seed_peer import Codec, OriginalProxy, Request, Response, original_agent
 
 CODECS = ["proto", "json"]
 HANDSHAKE = [
@@ -719,3 +720,68 @@ async def test_an_event_is_refused_where_1024_messages_wait() -> None:
         link.notify(b"fine again")
         with pytest.raises(StreamError):
             link.notify(bytes(10 * 2**20))
+
+
+async def test_a_proxy_that_does_not_read_for_a_while_loses_no_answer() -> None:
+    answers: list[int] = []
+    dropped: list[int] = []
+    most = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await answer(send, bytes(20_000))
+
+    async def handle(wire: ServerConnection) -> None:
+        nonlocal most
+        codec = Codec("proto")
+        event = codec.encode(seed_pb2.EventHTTPRequest(method="GET", rawPath="/"))
+        for at in range(4000):
+            message = seed_pb2.Message(id=str(at), type=REQUEST, data=event)
+            await wire.send(codec.encode(message))
+        # What the agent says meanwhile waits: nobody receives.
+        await until(lambda: agent.sessions, "the session")
+        (link,) = agent.sessions
+        await until(lambda: link.session.queued > 1024, "more than it takes")
+        most = link.session.queued
+        for _ in range(4000):
+            message = codec.decode(seed_pb2.Message, await wire.recv())
+            answers.append(codec.decode(seed_pb2.EventHTTPResponse, message.data).statusCode)
+        dropped.append(link.session.dropped)
+
+    async with serve(handle, "127.0.0.1", 0, compression=None, max_size=2**24) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        settings = backstream.AgentSettings(proxy_url=f"ws://127.0.0.1:{port}/ws", client_id=ID)
+        async with backstream.Agent(settings, app=rig.http_only(app)) as agent:
+            await until(lambda: len(answers) == 4000 and dropped, "every answer", seconds=30)
+            assert set(answers) <= {200, 503} and answers.count(200) >= 1000
+            assert 1024 <= most < 4000
+            assert dropped == [0]
+
+
+async def test_nothing_is_left_of_requests_that_ended_in_all_ways() -> None:
+    release = asyncio.Event()
+
+    async def service(asked: Request) -> Response:
+        if asked.path == "/late":
+            await release.wait()
+        return await echo(asked)
+
+    async with (
+        tunnel(agents=0, proxy={"session": session(seed_max_message=2**20, seed_budget=2**22)}) as pair,
+        original_agent(pair.proxy, service),
+    ):
+        await pair.get()
+        await until(lambda: not pair.proxy.connection_count, "its connection closed")
+        leaks = Leaks()
+        for _ in range(3):
+            await pair.get(method="POST", body=bytes(300_000))
+            await pair.get("/panic")
+            await pair.get("/late", lines=["x-backstream-request-timeout: 20ms"])
+            assert (await pair.get(method="POST", body=bytes(2**21))).status == 413
+            async with await pair.open() as wire:
+                await wire.send(request("/late", method="POST", body=bytes(100_000)))
+            async with await pair.open() as wire:
+                await wire.send(request(method="POST", lines=["Content-Length: 500000"]) + bytes(70_000))
+        release.set()
+        await pair.settled()
+        await leaks.none()
+        assert pair.proxy.seed_bytes == 0
