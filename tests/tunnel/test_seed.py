@@ -741,8 +741,8 @@ async def test_a_proxy_that_does_not_read_for_a_while_loses_no_answer() -> None:
         await until(lambda: agent.sessions, "the session")
         (link,) = agent.sessions
         await until(lambda: link.session.queued > 1024, "more than it takes")
-        most = link.session.queued
         for _ in range(4000):
+            most = max(most, link.session.queued)
             message = codec.decode(seed_pb2.Message, await wire.recv())
             answers.append(codec.decode(seed_pb2.EventHTTPResponse, message.data).statusCode)
         dropped.append(link.session.dropped)
@@ -753,7 +753,8 @@ async def test_a_proxy_that_does_not_read_for_a_while_loses_no_answer() -> None:
         async with backstream.Agent(settings, app=rig.http_only(app)) as agent:
             await until(lambda: len(answers) == 4000 and dropped, "every answer", seconds=30)
             assert set(answers) <= {200, 503} and answers.count(200) >= 1000
-            assert 1024 <= most < 4000
+            # What came in the read that was under way is answered too; from there on requests wait in the socket.
+            assert 1024 < most < 2600
             assert dropped == [0]
 
 
