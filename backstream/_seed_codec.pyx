@@ -270,7 +270,7 @@ cdef class SeedReader:
                 if not fine:
                     pass
                 elif number == 1:
-                    fine = kind == BYTES and read_bytes(&c, &self.id)
+                    fine = kind == BYTES and read_bytes(&c, &self.id) and _is_utf8(self.id)
                 elif number == 2:
                     fine = kind == VARINT and read_varint(&c, &wide)
                     self.type = <uint32_t>wide if wide <= 0xffffffffu else 0xffffffffu
@@ -280,8 +280,6 @@ cdef class SeedReader:
                     fine = skip_member(&c, kind)
                 if not fine:
                     _malformed("no protobuf")
-            if not _is_utf8(self.id):
-                _malformed("an id that is not UTF-8")
         if self.id.size > MAX_ID_SIZE:
             _malformed("an id of more than 128 bytes")
         if self.type > SEED_RESPONSE:
@@ -362,7 +360,7 @@ cdef class SeedReader:
                 if not fine:
                     pass
                 elif 1 <= number <= 5:
-                    fine = kind == BYTES and read_bytes(&c, &part)
+                    fine = kind == BYTES and read_bytes(&c, &part) and (number > 3 or _is_utf8(part))
                     if not fine:
                         pass
                     elif number == 1:
@@ -381,8 +379,6 @@ cdef class SeedReader:
                     _malformed("no protobuf")
         if not is_token(self.method) or equals(self.method, b"CONNECT", 7):
             _malformed("the method")
-        if not _is_utf8(path) or not _is_utf8(query):
-            _malformed("a path that is not UTF-8")
         if path.size + query.size > MAX_HEAD_SIZE:
             _malformed("a path of more than 131072 bytes")
         reserve(self._text, 3 * (path.size + query.size) + 2 + self._names_size())
@@ -448,6 +444,8 @@ cdef class SeedReader:
                 _malformed("a field whose values are no list")
             try:
                 name = (<str>key).encode()
+                if not is_token(slice_of(name)):
+                    _malformed("a field's name is no token")
                 self._keep(name)
                 for each in <list>values:
                     if type(each) is not str:
@@ -472,7 +470,7 @@ cdef class SeedReader:
             if not fine:
                 pass
             elif number == 1:
-                fine = kind == BYTES and read_bytes(&c, &key)
+                fine = kind == BYTES and read_bytes(&c, &key) and _is_utf8(key)
             elif number == 2:
                 fine = kind == BYTES and read_bytes(&c, &part)
                 if fine:
@@ -481,6 +479,8 @@ cdef class SeedReader:
                 fine = skip_member(&c, kind)
             if not fine:
                 _malformed("no protobuf")
+        if not is_token(key):
+            _malformed("a field's name is no token")
         for i in range(first, self.fields.count):
             self.fields.items[i].name = key
         for i in range(first):
@@ -518,7 +518,7 @@ cdef class SeedReader:
                 while fine and v.at < v.end:
                     fine = read_tag(&v, &number, &kind)
                     if fine and number == 3:
-                        fine = kind == BYTES and read_bytes(&v, &text)
+                        fine = kind == BYTES and read_bytes(&v, &text) and _is_utf8(text)
                         chosen = 3
                     elif fine:
                         fine = skip_member(&v, kind)
@@ -536,8 +536,6 @@ cdef class SeedReader:
         cdef Field field
         if self.fields.count >= MAX_FIELDS:
             _malformed("more than 1000 fields")
-        if not _is_utf8(value):
-            _malformed("a field's value that is not UTF-8")
         _trim(&value)
         field.name = name
         field.value = value
@@ -560,8 +558,6 @@ cdef class SeedReader:
         cdef Field field
         for i in range(self.fields.count):
             field = self.fields.items[i]
-            if not is_token(field.name):
-                _malformed("a field's name is no token")
             if not is_field_value(field.value):
                 _malformed("a field's value has a control character")
             at = self._text.data + self._text.size

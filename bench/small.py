@@ -5,7 +5,7 @@ load's window, divided by the requests answered in it; the peak is VmHWM since t
 """
 
 from bench.contenders import Direct, Endpoint
-from bench.contenders.backstream import BackstreamApp, BackstreamBare, BackstreamUpstream
+from bench.contenders.backstream import BackstreamApp, BackstreamBare, BackstreamSeed, BackstreamUpstream
 from bench.contenders.nginx import INSTALL, NginxProxy, find_nginx
 from bench.context import Context, CpuMeter, Sample, peaks, start_small_backend
 from bench.errors import BenchError
@@ -24,6 +24,7 @@ def run(context: Context) -> list[Section]:
             BackstreamApp(),
             BackstreamBare(),
             BackstreamUpstream(),
+            BackstreamSeed(),
         ]
         if not find_nginx():
             context.say(f"  {INSTALL}")

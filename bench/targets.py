@@ -42,6 +42,16 @@ def _agent_cpu(sections: Sections) -> float | None:
     return quotient(rows[0].median("cpu.agent"), rows[1].median("cpu.proxy"))
 
 
+def _seed_cpu(sections: Sections) -> float | None:
+    """CPU of proxy and agent together on the seed wire, against nginx."""
+    rows = [sections["small"].row(key) for key in ("backstream-seed", "nginx")] if "small" in sections else []
+    if len(rows) < 2 or rows[0] is None or rows[1] is None:
+        return None
+    parts = [rows[0].median("cpu.proxy"), rows[0].median("cpu.agent")]
+    known = [part for part in parts if part is not None]
+    return quotient(sum(known), rows[1].median("cpu.proxy")) if len(known) == 2 else None
+
+
 def _growth(role: str) -> Callable[[Sections], float | None]:
     def value(sections: Sections) -> float | None:
         rows = sections["memory"].rows if "memory" in sections else []
@@ -102,6 +112,9 @@ TARGETS = [
         _ratio("small", "backstream-app", "cpu.proxy", "nginx"),
     ),
     Target("agent CPU per small request, ASGI, against nginx", 0.4, True, _agent_cpu),
+    # A third of what the original's pair takes, and 2.5 times what it reaches.
+    Target("proxy and agent CPU per small request, seed wire, against nginx", 1.5, True, _seed_cpu),
+    Target("requests/s on the seed wire, against nginx", 0.83, False, _ratio("small", "backstream-seed", "rate")),
     Target("requests/s in-process, against nginx", 1.1, False, _ratio("small", "backstream-app", "rate")),
     Target(
         "requests/s through an upstream, against nginx",

@@ -74,6 +74,16 @@ class BackstreamApp(_Backstream):
         return start_agent(fleet, start_proxy(fleet, tls=self._tls), "--app", "bench.app:app")
 
 
+class BackstreamSeed(_Backstream):
+    """The same application, proxy and agent speaking the original's wire."""
+
+    key = "backstream-seed"
+    name = "backstream, ASGI app, seed wire"
+
+    def start(self, fleet: Fleet, backend: Endpoint) -> Endpoint:
+        return start_agent(fleet, start_proxy(fleet, "--wire", "seed"), "--app", "bench.app:app")
+
+
 class BackstreamUpstream(_Backstream):
     """The agent forwards to the backend over HTTP/1.1."""
 

@@ -733,7 +733,7 @@ async def test_a_proxy_that_does_not_read_for_a_while_loses_no_answer() -> None:
     async def handle(wire: ServerConnection) -> None:
         nonlocal most
         codec = Codec("proto")
-        event = codec.encode(seed_pb2.EventHTTPRequest(method="GET", rawPath="/"))
+        event = codec.encode(seed_pb2.EventHTTPRequest(method="GET", rawPath="/", rawQuery="q" * 200))
         for at in range(4000):
             message = seed_pb2.Message(id=str(at), type=REQUEST, data=event)
             await wire.send(codec.encode(message))
@@ -754,7 +754,7 @@ async def test_a_proxy_that_does_not_read_for_a_while_loses_no_answer() -> None:
             await until(lambda: len(answers) == 4000 and dropped, "every answer", seconds=30)
             assert set(answers) <= {200, 503} and answers.count(200) >= 1000
             # What came in the read that was under way is answered too; from there on requests wait in the socket.
-            assert 1024 < most < 2600
+            assert 1024 < most < 1900
             assert dropped == [0]
 
 
