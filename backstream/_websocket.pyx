@@ -532,4 +532,11 @@ async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t ma
     except BaseException:
         transport.abort()
         raise
+    # Nobody waits for it; without this the loop would log what the peer did wrong as if it were a defect.
+    (<WSTransport>protocol.transport).disconnected_future.add_done_callback(_retrieve)
     return protocol.transport
+
+
+def _retrieve(future):
+    if not future.cancelled():
+        future.exception()

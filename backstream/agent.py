@@ -50,6 +50,8 @@ MAX_SPREAD_SECONDS = 60.0
 """The longest that a proxy can keep an agent away by its GOAWAY."""
 CLOSE_SECONDS = 3.0
 """How long `close` waits for sessions that were told to end."""
+LEAST_FRAME = 1024 * 1024
+"""Bytes of a WebSocket frame that are taken on the seed wire even where the message is then passed over."""
 
 
 class Agent:
@@ -286,7 +288,7 @@ class Agent:
         offered = [] if settings.session.wire == "seed" else [("Sec-WebSocket-Protocol", SUBPROTOCOL)]
         headers = [("x-backstream-client-id", settings.client_id), *offered]
         # Which wire it is shows in the answer only.
-        largest = 0 if settings.session.wire == "native" else settings.session.seed_max_message
+        largest = 0 if settings.session.wire == "native" else max(settings.session.seed_max_message, LEAST_FRAME)
         try:
             self._read_tls()
         except ConfigurationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -786,3 +787,20 @@ async def test_nothing_is_left_of_requests_that_ended_in_all_ways() -> None:
         await pair.settled()
         await leaks.none()
         assert pair.proxy.seed_bytes == 0
+
+
+async def test_a_message_beyond_what_is_read_ends_the_session_without_a_defect_in_the_log(caplog: Any) -> None:
+    async def outgrow(proxy: OriginalProxy, agent: backstream.Agent) -> None:
+        (link,) = agent.sessions
+        await proxy.send(proxy.agents[ID], REQUEST, bytes(500_000))
+        # Passed over: the session goes on.
+        await until(lambda: link.session.dropped == 1, "the message passed over")
+        await proxy.send(proxy.agents[ID], REQUEST, bytes(2 * 2**20))
+        await until(lambda: agent.sessions and link not in agent.sessions, "a new session")
+
+    async with OriginalProxy() as proxy, agent_of_ours(proxy, session=session(seed_max_message=65536)) as agent:
+        proxy.fragment = 10**9
+        await outgrow(proxy, agent)
+        gc.collect()
+        await asyncio.sleep(0)
+    assert not [each for each in caplog.records if each.name == "asyncio"]
