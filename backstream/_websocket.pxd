@@ -1,4 +1,4 @@
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from picows.picows cimport WSFrame, WSListener, WSTransport
 
 from backstream._buffer cimport Buffer
@@ -48,6 +48,9 @@ cdef class SessionLink(SessionOwner):
         double _ping_sent_at
         int _first_pings                # that follow each other at once, for a first idea of the round trip
         double _fragments_at
+        # counters
+        readonly uint64_t bytes_received    # of messages, without WebSocket's own
+        readonly uint64_t bytes_sent
         # buffers
         Buffer _fragments               # of a message that came in pieces
 

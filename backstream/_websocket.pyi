@@ -12,6 +12,8 @@ PAUSES_LATE: bool
 class SessionLink(SessionOwner):
     session: Session
     name: str
+    bytes_received: int
+    bytes_sent: int
     def abort(self, message: str) -> None: ...
     def begin_service(self) -> None: ...
     @property

@@ -286,6 +286,7 @@ cdef class SessionLink(SessionOwner):
             if sent >= TURN_BYTES:
                 # Bulk goes on in the next turn; what came in meanwhile goes before it.
                 break
+        self.bytes_sent += sent
         if (self._slow and not self.session.congested
                 and self._transport.underlying_transport.get_write_buffer_size() == 0):
             self._slow = False
@@ -319,6 +320,8 @@ cdef class SessionLink(SessionOwner):
             return 0
         if self.session.closed:
             return 0
+        if kind <= WSMsgType.BINARY:
+            self.bytes_received += frame.payload_size
         if frame.rsv1 or frame.rsv2 or frame.rsv3:
             self.session.close(1, "a reserved bit in a WebSocket frame", 1002)     # RFC 6455 §5.2
             return 0

@@ -727,6 +727,21 @@ class ProxySettings:
     """Seconds, 0 for no wait. An agent that restarts, or whose network blinks, is back within them. It holds for
     ids that an agent held within the last day, and for any id in the first 10 s after the proxy's start."""
 
+    max_retries: int = field(
+        default=3,
+        metadata=_option(
+            "count",
+            LIMITS,
+            "How often a request may be sent again, where nothing can have come of it.",
+            least=0,
+            most=64,
+            off="no retries",
+        ),
+    )
+    """Times, over all agents of an id; 0 for none. Sent again is what an agent refused or did not take before it left
+    (any method, while all of the body that was sent is still at hand), and once what was on a session that was lost
+    without a word, if it is idempotent and has no body."""
+
     header_timeout: float = field(
         default=10.0,
         metadata=_option("duration", TIMES, "How long a client may take to send a request's head.", above_zero=True),

@@ -3,6 +3,8 @@
     BackstreamError
     ├── ConfigurationError    a setting is wrong: fix it
     ├── ConnectionFailed      the other side cannot be reached or refused: retry later
+    ├── RequestFailed         a request of the program's own got no response: `status` says what a client would have got
+    ├── ResponseCut           a response of the program's own request broke off
     ├── StreamError           this one request failed; others are not affected
     │   └── HeadError         its head is malformed
     └── ProtocolError         the peer broke the wire's rules: the session ends
@@ -74,6 +76,24 @@ class ConnectionFailed(BackstreamError):
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
+
+
+class RequestFailed(BackstreamError):
+    """No response came to a request that the program made through its proxy; the message says why.
+
+    status: what a client of the proxy would have got, 502, 503, 504 and so on. cause: an error type of RFC 9209 §2.3.
+    leg: where it failed: client, proxy, session, agent or service.
+    """
+
+    def __init__(self, message: str, *, status: int, cause: str, leg: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.cause = cause
+        self.leg = leg
+
+
+class ResponseCut(BackstreamError):
+    """The response broke off within its body, or was closed: what came of it is not all."""
 
 
 class StreamError(BackstreamError):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from backstream import requests
 from backstream._agents import AgentLink, AgentTable
 from backstream._flow import WindowBudget
 from backstream._http._clients import ClientTable
@@ -84,15 +85,18 @@ class Proxy:
             raise ConfigurationError("a proxy takes at most two sockets: one for clients, one for agents")
         self._budget = WindowBudget(self.settings.session.window_budget)
         self.agents = AgentTable(self.settings, self._budget)
-        """Every agent's session; iterate over it, or ask `agents.by_id(b"4711")`."""
+        """Every agent's session as an `AgentTable`: iterate over it, count it, or ask `agents.by_id("4711")`."""
         self.agents.on_notify = on_notify
         self._seed_codecs = dict(text.rsplit("=", 1) for text in self.settings.seed_codec_of)
+        self.agents.sender = self._send
+        self._calls = requests.Calls()
         self._clients = ClientTable(self.settings.max_connections_per_address, self.settings.max_aborts_per_address)
         self._contexts: list[ServerContext] = []
         self._listeners: list[tuple[asyncio.Server, ServerContext]] = []
         self._addresses: list[tuple[str, int]] = []
         self._adopting: set[asyncio.Task[Any]] = set()
         self._closed: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
 
     # --- life-cycle ---
@@ -105,6 +109,7 @@ class Proxy:
         if self._closed is not None:
             raise RuntimeError("a Proxy is started once")
         self._closed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         loop_state()
         shared = self.settings.agent_listen is None and len(self._inherited) < 2
         first, second = (*self._inherited, None, None)[:2]
@@ -193,7 +198,10 @@ class Proxy:
         for context in self._contexts:
             context.drain()
         if not await _within(
-            self.settings.drain_timeout, *self._adopting, *(context.wait_empty() for context in self._contexts)
+            self.settings.drain_timeout,
+            *self._adopting,
+            self._calls.wait_empty(),
+            *(context.wait_empty() for context in self._contexts),
         ):
             logger.warning("%d connections were cut after %g s", self.connection_count, self.settings.drain_timeout)
         await self.close()
@@ -207,6 +215,7 @@ class Proxy:
         for context in self._contexts:
             context.abort()
         self.agents.close()
+        self._calls.abandon()
         waits = [self.agents.wait_empty(), *(context.wait_empty() for context in self._contexts)]
         try:
             await _within(CLOSE_SECONDS, *waits)
@@ -286,6 +295,40 @@ class Proxy:
     def seed_bytes(self) -> int:
         """Bytes of the seed wire's budget that are in use."""
         return self.agents.seed_budget.used_bytes
+
+    # --- requests of the program's own ---
+
+    async def request(
+        self,
+        client_id: str,
+        method: str,
+        target: str,
+        *,
+        headers: requests.HeaderTypes = (),
+        content: requests.Content = None,
+        timeout: float | None = None,
+    ) -> requests.Response:
+        """Sends a request to an agent of `client_id` and returns its `Response` once the head has come.
+
+        It waits for an agent and is sent again as a client's request is. method: such as "GET". target: path and query,
+        as they are to stand in the request ("/a%20b?c=d"). headers: a mapping or (name, value) pairs, of str or bytes;
+        Host is the request's authority. content: the body, as bytes or an asynchronous iterator of them, which is asked
+        for more as the agent takes it. timeout: seconds for the response's head from the request's end, 0 for no limit,
+        None for `settings.request_timeout`.
+
+        Raises RequestFailed when no response comes, ValueError for a head that HTTP does not allow, and what the body's
+        iterator raises. Cancelled, it resets the stream.
+        """
+        return await self._send(
+            client_id.encode("ascii"), method, target, headers=headers, content=content, timeout=timeout
+        )
+
+    async def _send(self, to: AgentLink | bytes, method: str, target: str, **options: Any) -> requests.Response:
+        if self._loop is not asyncio.get_running_loop():
+            raise RuntimeError("a request is made on the event loop of a proxy that runs")
+        only = None if isinstance(to, bytes) else to
+        client_id = to if isinstance(to, bytes) else to.client_id
+        return await requests.send(self.agents, client_id, method, target, only=only, running=self._calls, **options)
 
     # --- agents ---
 

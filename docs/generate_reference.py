@@ -277,7 +277,12 @@ program for each way of using them.
 The package is typed (`py.typed`). Nothing here may be called from another thread than the event loop's.
 """
 GROUPS_OF_NAMES = (
-    ("Proxy and agent", ("Proxy", "Agent", "Handshake"), ""),
+    ("Proxy and agent", ("Proxy", "AgentTable", "AgentLink", "Agent", "Handshake"), ""),
+    (
+        "Requests of the program's own",
+        ("Response", "Headers"),
+        "What `Proxy.request` and `AgentLink.request` return; [Call an agent](../how-to/call-an-agent.md) shows them.",
+    ),
     (
         "Settings",
         ("ProxySettings", "AgentSettings", "SessionSettings"),
@@ -298,14 +303,20 @@ GROUPS_OF_NAMES = (
     ),
     (
         "Errors",
-        ("BackstreamError", "ConfigurationError", "ConnectionFailed", "StreamError"),
+        ("BackstreamError", "ConfigurationError", "ConnectionFailed", "RequestFailed", "ResponseCut", "StreamError"),
         "One tree, by what the caller can do about them; [Errors and statuses](errors.md) has the codes.",
     ),
     ("Version", ("__version__",), ""),
 )
 PUBLIC = tuple(value for value in map(vars(backstream).get, backstream.__all__) if inspect.isclass(value))
 # Methods whose names are public because another module of the package calls them.
-NOT_FOR_USERS = {"Agent": {"session_ready", "session_leaving", "session_drained", "session_lost", "notified"}}
+NOT_FOR_USERS = {
+    "Agent": {"session_ready", "session_leaving", "session_drained", "session_lost", "notified"},
+    "AgentTable": {"refusal", "drain", "close", "abort", "wait_empty"},
+    "Response": {"__aenter__", "__aexit__"},
+}
+# Made by the package alone.
+NOT_MADE_BY_USERS = {"AgentLink", "AgentTable", "Headers", "Response"}
 HANDLER_RULES = """\
 What is called when:
 
@@ -316,24 +327,6 @@ What is called when:
   the rest of the request is not wanted.
 - `writable` when `room(stream)` is above 0 again after it was 0.
 - An exception resets the stream: a `StreamError` with its code, any other with INTERNAL, and it is logged.
-"""
-AGENTS_TEXT = """
-### What `proxy.agents` holds
-
-`len(proxy.agents)` is the number of sessions; iterating gives each, and `proxy.agents.by_id(b"4711")` the list of those
-that take requests for an id. Of each there is:
-
-| | |
-|---|---|
-| `client_id` | `bytes` |
-| `address` | `(host, port)` that the agent came from |
-| `since` | when it connected, as `time.monotonic()` has it |
-| `stream_count` | requests that run on it now |
-| `served` | requests that were sent down it so far |
-| `wire` | `native`, or the encoding on the seed wire: `proto` or `json` |
-| `notify(data, content_type="")` | sends it an event; raises StreamError when that can't be sent |
-| `notify_request(head, body=b"")` | has its service run a request that nobody waits for; on the seed wire only |
-| `retire(reason)` | gives it no new requests, tells the agent to dial anew, and closes it when the last one has ended |
 """
 ALIASES_TEXT = """
 ## Types that signatures name
@@ -358,8 +351,6 @@ def write_library() -> str:
             parts.append("\n" + fill(text) + "\n")
         for name in names:
             parts.append("\n" + describe(name))
-            if name == "Proxy":
-                parts.append(AGENTS_TEXT)
     parts.append(STREAMS_HEAD)
     parts.append(fill(prose(streams.__doc__)) + "\n")
     for name in streams.__all__:
@@ -371,6 +362,8 @@ def write_library() -> str:
         ("backstream.agent", "AsgiApp"),
         ("backstream.agent", "HandlerFactory"),
         ("backstream._messages", "Fields"),
+        ("backstream.requests", "HeaderTypes"),
+        ("backstream.requests", "Content"),
     ):
         parts.append(f"| `{name}` | {code_in_table(alias(module, name))} |\n")
     return "".join(parts)
@@ -396,6 +389,8 @@ def describe(name: str) -> str:
             lines.append(dataclass_members(value, node))
         return "\n".join(lines + members(node, value, set()))
     init = next((item for item in functions(node) if item.name == "__init__"), None)
+    if name in NOT_MADE_BY_USERS:
+        init = None
     lines.append(code(f"class {name}{own if issubclass(value, Exception) else signature(init) if init else ''}"))
     if init is not None and issubclass(value, Exception):
         lines.append(f"Made with `{signature(init)}`.\n")
@@ -442,7 +437,7 @@ def item_of(head: str, text: str) -> str:
 
 def described(value: object) -> str:
     """A docstring without the signature that Cython puts before it."""
-    return inspect.cleandoc(re.sub(r"\A[\w.]+\(.*\)( -> \w+)?\n", "", getattr(value, "__doc__", None) or ""))
+    return inspect.cleandoc(re.sub(r"\A[\w.]+(\(.*\)( -> \w+)?|: \w+)\n", "", getattr(value, "__doc__", None) or ""))
 
 
 def describe_stream(name: str) -> str:

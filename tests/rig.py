@@ -527,6 +527,7 @@ LIVING = (
     "SeedStream",
     "OutMessage",
     "Exchange",
+    "Call",
     "ServerConnection",
     "AsgiRequest",
     "UpstreamRequest",

@@ -26,6 +26,7 @@ cdef class ServerContext:
         double max_request_timeout
         double idle_timeout
         double agent_wait
+        int max_retries
         double header_timeout
         double keepalive_timeout
         Py_ssize_t max_connections

@@ -21,7 +21,7 @@ from backstream._codec cimport (
     BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers,
     bytes_of, decode_request, encode_request, equals, is_client_id, slice_of,
 )
-from backstream._exchange cimport Exchange, Responder
+from backstream._exchange cimport Exchange, Responder, is_idempotent
 from backstream._http._clients cimport ClientTable
 from backstream._http._final_recipient cimport own_answer
 from backstream._http._forwarding cimport Forwarding
@@ -63,9 +63,6 @@ cdef dict _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
 
-# RFC 9110 §9.2.2
-cdef frozenset IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
-
 
 cdef class ServerContext:
 
@@ -81,6 +78,7 @@ cdef class ServerContext:
         self.idle_timeout = settings.idle_timeout
         self.max_connections = settings.max_connections
         self.agent_wait = settings.agent_wait
+        self.max_retries = settings.max_retries
         self.header_timeout = settings.header_timeout
         self.keepalive_timeout = settings.keepalive_timeout
         self.drain_idle_timeout = settings.drain_idle_timeout
@@ -687,7 +685,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         exchange.payload = Buffer()
         encode_request(exchange.payload, head)
         exchange.is_head = self.is_head
-        exchange.is_idempotent = bytes_of(head.method) in IDEMPOTENT
+        exchange.is_idempotent = is_idempotent(bytes_of(head.method))
         exchange.has_body = self.request_open
         exchange.offers_upgrade = upgrade is not None
         exchange.upgrade = upgrade
@@ -695,6 +693,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         exchange.head_timeout = timeout
         exchange.idle_timeout = context.idle_timeout
         exchange.agent_wait = context.agent_wait
+        exchange.max_retries = context.max_retries
         exchange.request_ended = not self.request_open
         context.requests += 1
         if self.request_open:
