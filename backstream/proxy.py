@@ -282,6 +282,11 @@ class Proxy:
         return self._addresses[-1]
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that it runs on, None before `start`."""
+        return self._loop
+
+    @property
     def connection_count(self) -> int:
         """Connections of clients that are open (an agent's is none any more once it is a WebSocket)."""
         return sum(context.connection_count for context in self._contexts)

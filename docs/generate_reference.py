@@ -20,11 +20,13 @@ import textwrap
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
 
 import backstream
+import backstream.httpx
 from backstream import cli, config, streams
 from backstream.config import (
     AgentSettings,
@@ -313,7 +315,8 @@ PUBLIC = tuple(value for value in map(vars(backstream).get, backstream.__all__) 
 NOT_FOR_USERS = {
     "Agent": {"session_ready", "session_leaving", "session_drained", "session_lost", "notified"},
     "AgentTable": {"refusal", "drain", "close", "abort", "wait_empty"},
-    "Response": {"__aenter__", "__aexit__"},
+    "RemoteTransport": {"handle_async_request", "handle_request", "aclose", "close"},
+    "Transport": {"handle_async_request", "handle_request"},
 }
 # Made by the package alone.
 NOT_MADE_BY_USERS = {"AgentLink", "AgentTable", "Headers", "Response"}
@@ -355,6 +358,10 @@ def write_library() -> str:
     parts.append(fill(prose(streams.__doc__)) + "\n")
     for name in streams.__all__:
         parts.append("\n" + describe_stream(name))
+    for extra in (backstream.httpx,):
+        parts.append(f"\n## {extra.__name__}\n\n{markdown(extra.__doc__)}")
+        for name in extra.__all__:
+            parts.append("\n" + describe(name, extra))
     parts.append(ALIASES_TEXT)
     parts.append("| name | is |\n|---|---|\n")
     for module, name in (
@@ -369,14 +376,14 @@ def write_library() -> str:
     return "".join(parts)
 
 
-def describe(name: str) -> str:
-    value = getattr(backstream, name)
+def describe(name: str, module: ModuleType = backstream) -> str:
+    value = getattr(module, name)
     if not inspect.isclass(value):
         return f"### `backstream.{name}`\n\nThe version of the package, a `str`.\n"
     node = class_node(value)
     bases = [base.__name__ for base in value.__bases__ if base.__module__ in ("builtins", "enum") or base in PUBLIC]
     own = f"({', '.join(bases)})" if bases and bases != ["object"] else ""
-    lines = [f"### `backstream.{name}`\n"]
+    lines = [f"### `{module.__name__}.{name}`\n"]
     if issubclass(value, IntEnum):
         lines += [code(f"class {name}{own}"), markdown(value.__doc__)]
         lines.append("\n".join(f"- `{name}.{member.name}` = {member.value}" for member in value) + "\n")
