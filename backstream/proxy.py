@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from backstream import requests
 from backstream._agents import AgentLink, AgentTable
@@ -57,6 +57,13 @@ class Handshake:
 
 
 Authorize = Callable[[Handshake], bool]
+
+
+class AgentPeer(NamedTuple):
+    """Who dials, where no connection of the proxy's own knows."""
+
+    client_address: tuple[str, int] | None
+    peer_certificate: dict[str, Any] | None
 
 
 class Proxy:
@@ -106,11 +113,7 @@ class Proxy:
 
         Raises OSError when an address can't be bound, ConfigurationError when a file of TLS can't be used.
         """
-        if self._closed is not None:
-            raise RuntimeError("a Proxy is started once")
-        self._closed = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        loop_state()
+        self._begin()
         shared = self.settings.agent_listen is None and len(self._inherited) < 2
         first, second = (*self._inherited, None, None)[:2]
         try:
@@ -122,18 +125,15 @@ class Proxy:
             raise
         self._say_hello()
 
+    def _begin(self) -> None:
+        if self._closed is not None:
+            raise RuntimeError("a Proxy is started once")
+        self._closed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        loop_state()
+
     async def _listen(self, address: str, inherited: socket.socket | None, *, clients: bool, agents: bool) -> None:
-        tls = self._tls_context(agents)
-        context = ServerContext(
-            self.agents,
-            self._clients,
-            self.settings,
-            serves_clients=clients,
-            serves_agents=agents,
-            on_agent=self._on_agent,
-            access_log=_log_access if self.settings.access_log else None,
-            tls=tls,
-        )
+        context = self._context(clients=clients, agents=agents, tls=self._tls_context(agents))
         loop = asyncio.get_running_loop()
         backlog = self.settings.backlog
         if inherited is not None:
@@ -144,9 +144,23 @@ class Proxy:
             server = await loop.create_server(
                 context.connection, host or None, port, backlog=backlog, reuse_port=self.settings.reuse_port or None
             )
-        self._contexts.append(context)
         self._listeners.append((server, context))
         self._addresses.append(_bound(server))
+
+    def _context(self, *, clients: bool, agents: bool, tls: ssl.SSLContext | None) -> ServerContext:
+        """What the connections of one listener share."""
+        context = ServerContext(
+            self.agents,
+            self._clients,
+            self.settings,
+            serves_clients=clients,
+            serves_agents=agents,
+            on_agent=self._on_agent,
+            access_log=_log_access if self.settings.access_log else None,
+            tls=tls,
+        )
+        self._contexts.append(context)
+        return context
 
     def _tls_context(self, agents: bool) -> ssl.SSLContext | None:
         """The context of the listener for agents, or of one for clients alone; None where TLS is not spoken."""
@@ -338,7 +352,7 @@ class Proxy:
     # --- agents ---
 
     def _on_agent(
-        self, connection: ServerConnection, client_id: bytes, fields: tuple[tuple[bytes, bytes], ...]
+        self, connection: ServerConnection | AgentPeer, client_id: bytes, fields: tuple[tuple[bytes, bytes], ...]
     ) -> tuple[int, str] | Callable[[Any, bytes, bytes], object]:
         """What becomes of an agent's handshake: (status, reason), or a function that takes its connection over."""
         reason = self.agents.refusal(client_id)
