@@ -26,6 +26,7 @@ from typing import Any
 import click
 
 import backstream
+import backstream.asgi
 import backstream.httpx
 from backstream import cli, config, streams
 from backstream.config import (
@@ -358,8 +359,8 @@ def write_library() -> str:
     parts.append(fill(prose(streams.__doc__)) + "\n")
     for name in streams.__all__:
         parts.append("\n" + describe_stream(name))
-    for extra in (backstream.httpx,):
-        parts.append(f"\n## {extra.__name__}\n\n{markdown(extra.__doc__)}")
+    for extra in (backstream.asgi, backstream.httpx):
+        parts.append(f"\n## {extra.__name__}\n\n{markdown((extra.__doc__ or '').partition('Rules that')[0])}")
         for name in extra.__all__:
             parts.append("\n" + describe(name, extra))
     parts.append(ALIASES_TEXT)

@@ -218,6 +218,28 @@ def test_the_application_that_embeds_a_proxy_shows_its_agents(tmp_path: Path) ->
     assert run(tmp_path, "try_it.py") == "[{'id': 'one', 'running': 0, 'served': 0}]\n"
 
 
+def test_the_application_that_a_proxy_is_mounted_in_serves_both(tmp_path: Path, started) -> None:
+    for name in ("gateway.py", "hello.py"):
+        (tmp_path / name).write_text(pages.named(name).text)
+    port = free_port()
+    url = f"ws://127.0.0.1:{port}/tunnel/ws"
+    started("-m", "uvicorn", "gateway:app", "--port", str(port), "--ws", "websockets-sansio")
+    with client_of(port, "hello") as client:
+        assert until_served(client, "/agents").json() == []
+        arguments = ("--client-id", "hello", "--proxy-url", url, "--app", "hello:app", "--reconnect-max", "100ms")
+        started("-m", "backstream", "agent", *arguments)
+        assert until_served(client, "/tunnel/").text.splitlines()[-1] == "line 4"
+        assert client.get("/agents").json() == ["hello"]
+    with pytest.raises(InvalidStatus) as refused:
+        connect(
+            url,
+            subprotocols=["backstream.v1"],  # type: ignore[list-item]
+            additional_headers={"x-backstream-client-id": "stranger"},
+            proxy=None,
+        )
+    assert refused.value.response.status_code == 403
+
+
 # --- links --------------------------------------------------------------------------------------------------
 
 
