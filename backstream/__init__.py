@@ -17,11 +17,13 @@ from backstream.errors import (
     ResponseCut,
     StreamError,
 )
+from backstream.events import AgentEvent, Events
 from backstream.proxy import Handshake, Proxy
 from backstream.requests import Headers, Response
 
 __all__ = [
     "Agent",
+    "AgentEvent",
     "AgentLink",
     "AgentSettings",
     "AgentTable",
@@ -29,6 +31,7 @@ __all__ = [
     "Body",
     "ConfigurationError",
     "ConnectionFailed",
+    "Events",
     "Handler",
     "Handshake",
     "Headers",

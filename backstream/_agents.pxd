@@ -31,6 +31,7 @@ cdef class AgentLink(SessionLink):
         uint64_t turn
         dict waiting                    # exchanges, in order, that wait for room on this session and no other
         bint serving                    # `_serve_waiting` runs
+        bint announced                  # it was told of as connected
 
     cdef bint only_congested(self) noexcept
     cdef bint takes_streams(self) noexcept
@@ -72,6 +73,7 @@ cdef class AgentTable:
         double _started
         readonly bint draining
         public object on_notify         # called with an AgentLink and its Notify, or None
+        public object on_event          # called with a kind, an AgentLink and a reason, or None
         public object sender            # what sends the requests of the program that embeds the proxy
         object _emptied                 # an asyncio.Event
 
@@ -79,5 +81,6 @@ cdef class AgentTable:
     cdef Wait wait(self, object exchange, bytes client_id, AgentLink only) except *
     cdef int stop_waiting(self, object exchange, bytes client_id, AgentLink only, Wait reason) except -1
     cdef int leave(self, AgentLink link) except -1
+    cdef int tell(self, str kind, AgentLink link, str reason) except -1
     cdef bint knows(self, bytes client_id)
     cdef bint is_young(self) noexcept

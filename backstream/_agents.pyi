@@ -1,5 +1,6 @@
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from typing import Any
 
 from backstream._flow import WindowBudget
 from backstream._loop import LoopState
@@ -53,6 +54,7 @@ class AgentTable:
     waiting: int
     on_notify: Callable[[AgentLink, Notify], None] | None
     seed_budget: WindowBudget
+    on_event: Callable[[Any, AgentLink, str], None] | None
     sender: Callable[..., Awaitable[Response]] | None
     def __init__(self, settings: ProxySettings, budget: WindowBudget) -> None: ...
     def __len__(self) -> int: ...

@@ -91,7 +91,7 @@ cdef class AgentLink(SessionLink):
 
     cdef int on_goaway(self, object goaway) except -1:
         logger.info("agent %s is leaving: %r", self.name, goaway.message[:200], extra={"id": self.name})
-        self.table.leave(self)
+        self.table.withdraw(self, goaway.message[:200])
         return self.on_capacity()
 
     cdef int on_notify(self, str content_type, bytes data) except -1:
@@ -115,7 +115,7 @@ cdef class AgentLink(SessionLink):
 
     def retire(self, str reason):
         """Takes no new streams; closes when the last one has ended."""
-        self.table.leave(self)
+        self.table.withdraw(self, reason)
         self.session.go_away(0, reason)
         self.on_capacity()
 
@@ -438,6 +438,18 @@ cdef class AgentTable:
             self._try_again(line)
         return 0
 
+    def withdraw(self, AgentLink link, str reason):
+        """The session takes no new streams; those that run go on."""
+        if link.group is not None:
+            self.leave(link)
+            self.tell("draining", link, reason)
+
+    cdef int tell(self, str kind, AgentLink link, str reason) except -1:
+        """Says what happened to an agent that was told of as connected."""
+        if self.on_event is not None and link.announced:
+            self.on_event(kind, link, reason)
+        return 0
+
     cdef bint knows(self, bytes client_id):
         """Whether an agent holds the id or held it within the last day."""
         if client_id in self._groups:
@@ -472,6 +484,8 @@ cdef class AgentTable:
         if replaced is not None:
             replaced.retire("a newer session of this agent took over")
         logger.info("agent %s connected from %s", link.name, _text(link.address), extra={"id": link.name})
+        link.announced = True
+        self.tell("connected", link, "")
         if self.draining:
             link.session.go_away(0, "the proxy is shutting down")
         line = self._awaited.pop(link.client_id, None)
@@ -487,6 +501,7 @@ cdef class AgentTable:
         if link.instance is not None:
             logger.info("agent %s disconnected from %s: %s", link.name, _text(link.address), message,
                         extra={"id": link.name})
+        self.tell("disconnected", link, message)
 
     def _see(self, bytes client_id):
         self._seen[client_id] = monotonic()

@@ -279,14 +279,15 @@ class Agent:
             loop_state(),
             settings.session,
             self._budget,
-            settings.client_id,
+            settings.client_id or "",
             self._instance,
             self._generation,
             None if settings.session.wire == "native" else (self._seed_budget, settings.request_timeout),
         )
         where = _without_query(settings.proxy_url)
         offered = [] if settings.session.wire == "seed" else [("Sec-WebSocket-Protocol", SUBPROTOCOL)]
-        headers = [("x-backstream-client-id", settings.client_id), *offered]
+        named = [] if settings.client_id is None else [("x-backstream-client-id", settings.client_id)]
+        headers = [*named, *offered]
         # Which wire it is shows in the answer only.
         largest = 0 if settings.session.wire == "native" else max(settings.session.seed_max_message, LEAST_FRAME)
         try:

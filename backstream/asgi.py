@@ -148,7 +148,12 @@ class ProxyApp(Proxy):
         fields = tuple((name.lower(), value) for name, value in scope["headers"])
         ids = [field for field in fields if field[0] == CLIENT_ID]
         offered = ", ".join(scope.get("subprotocols") or ()).encode()
-        handshake = judge_handshake([*ids, (b"sec-websocket-protocol", offered), *HANDSHAKE], 1, False)
+        handshake = judge_handshake(
+            [*ids, (b"sec-websocket-protocol", offered), *HANDSHAKE],
+            1,
+            False,
+            id_optional=self.settings.client_id_optional,
+        )
         if SUBPROTOCOL not in (scope.get("subprotocols") or ()):
             raise MessageError(501, f"the subprotocol {SUBPROTOCOL} is required", "http_upgrade_failed")
         if self._closing:

@@ -394,7 +394,7 @@ def _check(settings: object) -> None:
         if option is None:
             continue
         value = getattr(settings, item.name)
-        if value is None and item.default is None:
+        if value is None and "None" in str(item.type):
             continue
         if not option.many:
             check_value(item.name, option, value)
@@ -908,6 +908,14 @@ class ProxySettings:
     )
     """A client id, or None: such requests get 400."""
 
+    client_id_optional: bool = field(
+        default=False,
+        metadata=_option("switch", ROUTES, "Take agents without an id; requests that name none go to them."),
+    )
+    """Agents and requests without the field `x-backstream-client-id`, or with an empty one, meet under the id "".
+    Routes and `default_id` come before it. Whoever reaches the agents' port can then get the requests of all clients
+    that name no id."""
+
     x_forwarded: bool = field(
         default=False,
         metadata=_option("switch", FORWARDING, "Say who asked in X-Forwarded-For, -Proto and -Host, too."),
@@ -1021,11 +1029,11 @@ class AgentSettings:
     """`ws://` or `wss://`; the path is the proxy's `agent_path`. With `wss://` the proxy's certificate is
     verified, its host name too; nothing switches that off."""
 
-    client_id: str = field(
+    client_id: str | None = field(
         metadata=_option("text", CONNECT, "The id under which clients reach this agent.", metavar="ID"),
     )
     """Clients name it in `x-backstream-client-id`. Several agents may share one: requests are spread over
-    them."""
+    them. None: it has no id, for a proxy with `client_id_optional`."""
 
     app: str | None = field(
         default=None,
@@ -1209,7 +1217,7 @@ class AgentSettings:
             secure = parse_proxy_url(self.proxy_url).tls
         except ConfigurationError as error:
             raise ConfigurationError(f"proxy_url: {error}") from None
-        if not _is_client_id(self.client_id):
+        if self.client_id is not None and not _is_client_id(self.client_id):
             raise ConfigurationError(f"client_id must be {CLIENT_IDS}, not {_shown(self.client_id)}")
         if self.app is not None and self.upstream is not None:
             raise ConfigurationError("app and upstream exclude each other: an agent serves one service")

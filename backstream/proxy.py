@@ -27,6 +27,7 @@ from backstream._websocket import SUBPROTOCOL, accept_websocket
 from backstream.certificates import server_context
 from backstream.config import ProxySettings, parse_address
 from backstream.errors import ConfigurationError
+from backstream.events import Events, Readers
 
 __all__ = ["Authorize", "Handshake", "Proxy"]
 
@@ -97,6 +98,8 @@ class Proxy:
         self._seed_codecs = dict(text.rsplit("=", 1) for text in self.settings.seed_codec_of)
         self.agents.sender = self._send
         self._calls = requests.Calls()
+        self._readers = Readers()
+        self.agents.on_event = self._readers.tell
         self._clients = ClientTable(self.settings.max_connections_per_address, self.settings.max_aborts_per_address)
         self._contexts: list[ServerContext] = []
         self._listeners: list[tuple[asyncio.Server, ServerContext]] = []
@@ -235,6 +238,7 @@ class Proxy:
             await _within(CLOSE_SECONDS, *waits)
         finally:
             self.agents.abort()
+            self._readers.close()
             self._closed.set()
             logger.info("stopped")
 
@@ -314,6 +318,13 @@ class Proxy:
     def seed_bytes(self) -> int:
         """Bytes of the seed wire's budget that are in use."""
         return self.agents.seed_budget.used_bytes
+
+    def events(self, limit: int = 1024) -> Events:
+        """What happens to agents from now on, as an asynchronous iterator of `AgentEvent` that ends with the proxy.
+
+        limit: events that wait for a slow reader; it is told how many more there were.
+        """
+        return self._readers.add(limit)
 
     # --- requests of the program's own ---
 

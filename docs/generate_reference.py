@@ -280,7 +280,7 @@ program for each way of using them.
 The package is typed (`py.typed`). Nothing here may be called from another thread than the event loop's.
 """
 GROUPS_OF_NAMES = (
-    ("Proxy and agent", ("Proxy", "AgentTable", "AgentLink", "Agent", "Handshake"), ""),
+    ("Proxy and agent", ("Proxy", "AgentTable", "AgentLink", "Events", "AgentEvent", "Agent", "Handshake"), ""),
     (
         "Requests of the program's own",
         ("Response", "Headers"),
@@ -315,12 +315,12 @@ PUBLIC = tuple(value for value in map(vars(backstream).get, backstream.__all__) 
 # Methods whose names are public because another module of the package calls them.
 NOT_FOR_USERS = {
     "Agent": {"session_ready", "session_leaving", "session_drained", "session_lost", "notified"},
-    "AgentTable": {"refusal", "drain", "close", "abort", "wait_empty"},
+    "AgentTable": {"refusal", "withdraw", "drain", "close", "abort", "wait_empty"},
     "RemoteTransport": {"handle_async_request", "handle_request", "aclose", "close"},
     "Transport": {"handle_async_request", "handle_request"},
 }
 # Made by the package alone.
-NOT_MADE_BY_USERS = {"AgentLink", "AgentTable", "Headers", "Response"}
+NOT_MADE_BY_USERS = {"AgentLink", "AgentTable", "Events", "Headers", "Response"}
 HANDLER_RULES = """\
 What is called when:
 

@@ -465,15 +465,15 @@ class Tunnel:
         """Waits until the proxy has `count` agents that take streams for an id."""
         await until(lambda: len(self.proxy.agents.by_id(client_id.encode())) == count, f"{count} agents")
 
-    async def agent(self, app: App | None = None, *, client_id: str = ID, **settings: Any) -> backstream.Agent:
+    async def agent(self, app: App | None = None, *, client_id: str | None = ID, **settings: Any) -> backstream.Agent:
         """A further agent; it is closed with the tunnel."""
-        before = len(self.proxy.agents.by_id(client_id.encode()))
+        before = len(self.proxy.agents.by_id(client_id or ""))
         agent = make_agent(self.proxy, app, client_id=client_id, **settings)
         self.agents.append(agent)
         await agent.start()
         async with asyncio.timeout(LIMIT):
             await agent.wait_connected()
-        await self.connected(before + 1, client_id)
+        await self.connected(before + 1, client_id or "")
         return agent
 
 
@@ -481,7 +481,7 @@ def make_agent(
     proxy: backstream.Proxy | str,
     app: App | None = None,
     *,
-    client_id: str = ID,
+    client_id: str | None = ID,
     handler: Any = None,
     kind: type[backstream.Agent] = backstream.Agent,
     **settings: Any,

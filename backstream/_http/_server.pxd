@@ -37,6 +37,7 @@ cdef class ServerContext:
         double min_body_rate
         bytes agent_path
         bint trace
+        bint id_optional                # requests without an id go to agents without one
         Router router                   # None: only the field names an id
         Forwarding forwarding
         Networks proxy_protocol         # whose connections begin with a PROXY header; None: nobody's

@@ -92,6 +92,7 @@ cdef class ServerContext:
         self.min_body_rate = settings.min_body_rate
         self.agent_path = settings.agent_path.encode()
         self.trace = settings.trace
+        self.id_optional = settings.client_id_optional
         routed = settings.route_host or settings.route_path or settings.default_id is not None
         self.router = Router(settings) if routed else None
         self.forwarding = Forwarding(settings)
@@ -628,7 +629,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         if own is not None:
             return self._answer(200, own[0], own[1])
         head.prefix.size = 0
-        if asked.has_client_id:
+        if asked.has_client_id and not (context.id_optional and asked.client_id.size == 0):
             if not is_client_id(asked.client_id):
                 raise MessageError(400, "header x-backstream-client-id is not 1 to 128 visible ASCII characters")
             client_id = bytes_of(asked.client_id)
@@ -638,7 +639,11 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 own = options_answer(context.trace)
                 return self._answer(200, own[0], own[1])
             if client_id is None:
-                raise MessageError(400, "header x-backstream-client-id is required")
+                if not context.id_optional:
+                    raise MessageError(400, "header x-backstream-client-id is required")
+                client_id = b""
+        if not asked.has_client_id and client_id:
+            # The service is told what the request was routed on.
             field.name = slice_of(b"x-backstream-client-id")
             field.value = slice_of(client_id)
             field.kind = FIELD_OTHER
@@ -713,7 +718,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         """The WebSocket is picows' from then on."""
         cdef RequestReader reader = self.reader
         fields = _pairs(reader.fields)
-        handshake = judge_handshake(fields, reader.minor, reader.body != BODY_NONE)
+        handshake = judge_handshake(fields, reader.minor, reader.body != BODY_NONE,
+                                    id_optional=self.context.id_optional)
         answer = self.context.on_agent(self, handshake.client_id, tuple(fields))
         if isinstance(answer, tuple):
             raise MessageError(answer[0], answer[1], "http_upgrade_failed")
@@ -899,7 +905,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef str who = ""
         if self.closing:
             return 0
-        if self.exchange is not None:
+        if self.exchange is not None and self.exchange.client_id:
             who = f" (id {self.exchange.client_id.decode('ascii')})"
         lines, body = error_page(status, cause, detail + who, leg, accept=self._accept(), trace=self.context.trace)
         return self._answer(status, lines, body)
