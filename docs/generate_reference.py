@@ -316,6 +316,8 @@ PUBLIC = tuple(value for value in map(vars(backstream).get, backstream.__all__) 
 NOT_FOR_USERS = {
     "Agent": {"session_ready", "session_leaving", "session_drained", "session_lost", "notified"},
     "AgentTable": {"refusal", "withdraw", "drain", "close", "abort", "wait_empty"},
+    "Events": {"put"},
+    "ProxyApp": {"__call__"},
     "RemoteTransport": {"handle_async_request", "handle_request", "aclose", "close"},
     "Transport": {"handle_async_request", "handle_request"},
 }
@@ -463,6 +465,8 @@ def dataclass_members(value: type, node: ast.ClassDef) -> str:
     lines = ["| member | type | default | |", "|---|---|---|---|"]
     for item in dataclasses.fields(value):
         default = "needed" if item.default is dataclasses.MISSING else f"`{default_text(item.default)}`"
+        if item.default_factory is not dataclasses.MISSING:
+            default = "made anew"
         lines.append(
             f"| `{item.name}` | {code_in_table(str(item.type))} | {default} | {prose(reasons.get(item.name, ''))} |"
         )
