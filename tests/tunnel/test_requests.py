@@ -135,6 +135,15 @@ async def test_a_head_that_http_does_not_allow_is_an_error_of_the_caller() -> No
         assert agent.served == 0
 
 
+async def test_an_agent_of_the_seed_wire_is_called_in_the_same_way() -> None:
+    async with tunnel(describing_app, session=backstream.SessionSettings(wire="seed")) as pair:
+        (agent,) = pair.proxy.agents
+        sent, received = agent.bytes_sent, agent.bytes_received
+        response = await agent.request("POST", "/a%20b?c=d", content=pieces_of(100_000))
+        assert response.status == 201 and (await response.aread()).startswith(b"POST /a%20b?c=d 100000\n")
+        assert agent.wire == "proto" and agent.bytes_sent - sent > 100_000 and agent.bytes_received > received
+
+
 # --- back-pressure ---
 
 
@@ -174,6 +183,8 @@ async def test_a_response_that_is_not_read_holds_its_sender_back() -> None:
     @http_only
     async def app(scope, receive, send) -> None:
         nonlocal sent
+        if scope["path"] == "/other":
+            return await answer(send)
         await begin(send)
         for _ in range(100):
             await more(send, b"x" * 50_000)
@@ -182,8 +193,11 @@ async def test_a_response_that_is_not_read_holds_its_sender_back() -> None:
 
     async with tunnel(app) as pair:
         response = await pair.proxy.request(ID, "GET", "/")
-        await until(lambda: response._call.body.size == 65536, "the window is full")
-        assert sent < 10
+        await until(lambda: response._call.body.size >= 65536, "the window is full")
+        for _ in range(20):  # whatever is on its way comes before these
+            other = await pair.proxy.request(ID, "GET", "/other")
+            assert await other.aread() == b"ok"
+        assert response._call.body.size == 65536 and sent < 10
         assert len(await response.aread()) == 5_000_000 and sent == 100
 
 
