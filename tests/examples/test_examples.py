@@ -20,6 +20,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from tests.rig import free_port
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SECONDS = 20
@@ -30,7 +32,7 @@ class Program:
 
     def __init__(self, name: str, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", EXAMPLES / name, *arguments],
+            [sys.executable, "-W", "error", name if name == "-m" else EXAMPLES / name, *arguments],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -139,6 +141,29 @@ def test_the_asgi_agent_serves_its_application(proxy: str, client: httpx.Client,
     assert (status, output) == (0, "")
     response = client.get("/")
     assert response.status_code == 503
+
+
+def test_a_program_calls_its_agent_and_reads_the_answer_as_it_comes(start: Start) -> None:
+    program = start("call_agent.py")
+    for line in ("^agent demo: connected$", "^200$", "^ONE$", "^TWO$", "^THREE$"):
+        program.wait_for(line)
+    assert program.process.wait(SECONDS) == 0
+
+
+def test_the_proxy_in_fastapi_serves_agents_beside_the_applications_routes(start: Start) -> None:
+    port = free_port()
+    module = "proxy_in_fastapi.py".removesuffix(".py")
+    arguments = ("--app-dir", str(EXAMPLES), "--ws", "websockets-sansio", "--port", str(port), f"{module}:app")
+    program = start("-m", "uvicorn", *arguments)
+    program.wait_for("Application startup complete")
+    start("agent_asgi.py", f"ws://127.0.0.1:{port}/tunnel/ws").wait_for("^connected$")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
+        (agent,) = client.get("/agents").json()
+        assert agent["id"] == "demo" and agent["streams"] == 0
+        response = client.get("/tunnel/x", headers={"x-backstream-client-id": "demo"})
+        assert response.text == "GET /tunnel/x reached the application\n"
+        assert client.get("/ask/demo").json() == {"status": 200, "text": "GET / reached the application\n"}
+        assert client.get("/ask/nobody").status_code in (422, 503)
 
 
 class Service(http.server.BaseHTTPRequestHandler):
