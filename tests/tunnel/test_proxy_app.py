@@ -10,6 +10,8 @@ from typing import Any
 
 import fastapi
 import httpx
+import hypercorn.asyncio
+import hypercorn.config
 import pytest
 import uvicorn
 import websockets
@@ -32,6 +34,7 @@ from tests.rig import (
     chunked,
     echo_app,
     end,
+    free_port,
     http_only,
     make_agent,
     more,
@@ -632,6 +635,27 @@ async def test_a_request_of_http_2_has_a_body_when_one_comes() -> None:
             start, *bodies = await exchange(pair.proxy, {"method": "POST"}, *events)
             assert start["status"] == 200 and b"".join(event["body"] for event in bodies) == words
             assert [event["more_body"] for event in bodies][-1] is False
+
+
+async def test_clients_of_http_2_are_served_under_hypercorn() -> None:
+    proxy, port, stopped = ProxyApp(proxy_settings()), free_port(), asyncio.Event()
+    config = hypercorn.config.Config()
+    config.bind, config.errorlog = [f"127.0.0.1:{port}"], None
+    serving = asyncio.create_task(hypercorn.asyncio.serve(proxy, config, shutdown_trigger=stopped.wait))
+    pair = Served(proxy, port, "")
+    await pair.agent(odd_app)
+    async with pair.client(http1=False, http2=True) as client:
+        got = await asyncio.gather(client.get("/"), client.post("/", content=b"four"), client.get("/chunked"))
+        assert [(each.http_version, each.text) for each in got] == [
+            ("HTTP/2", "GET / 0"),
+            ("HTTP/2", "POST / 4"),
+            ("HTTP/2", "in pieces"),
+        ]
+    await pair.settled()
+    await pair.agents[0].close()
+    stopped.set()
+    async with asyncio.timeout(LIMIT):
+        await serving
 
 
 async def test_what_would_end_a_line_of_the_head_is_refused() -> None:
