@@ -219,7 +219,8 @@ def parse_address(text: str) -> tuple[str, int]:
             raise ConfigurationError(f"{_shown(text)} has no valid IPv6 address in its brackets") from None
     elif ":" in host:
         raise ConfigurationError(f"{_shown(text)} needs brackets around its IPv6 address: [::1]:8080")
-    elif host and not _HOST.fullmatch(host):
+    elif host and not (_HOST.fullmatch(host) and all(0 < len(label) < 64 for label in host.removesuffix(".").split("."))):
+        # RFC 1035 §2.3.4: what looks names up raises no OSError for such a label.
         raise ConfigurationError(f"{_shown(text)} has no valid host name")
     return host, _port(text, number)
 
