@@ -112,11 +112,14 @@ class Wire:
         self.ended: str | None = None
 
     @classmethod
-    async def connect(cls, address: Any, *, receive_buffer: int = 0) -> Wire:
+    async def connect(cls, address: Any, *, receive_buffer: int = 0, source: str = "") -> Wire:
+        """source: the address to come from; all of 127.0.0.0/8 are this machine's."""
         unix = isinstance(address, (str, Path))
         sock = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if source:
+            sock.bind((source, 0))
         sock.setblocking(False)
         try:
             async with asyncio.timeout(LIMIT):
