@@ -223,7 +223,7 @@ class Wire:
     async def chunk(self) -> bytes:
         """One chunk of a chunked body, b"" for the last one (whose trailers are not read)."""
         line = await self.line()
-        assert re.fullmatch(rb"[0-9a-f]+", line), line
+        assert re.fullmatch(rb"[0-9a-fA-F]+", line), line
         size = int(line, 16)
         if size == 0:
             return b""
