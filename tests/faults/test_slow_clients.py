@@ -1,4 +1,4 @@
-"""Clients that are slow on purpose: they cost bounded memory and hold nobody up.
+"""Clients that are slow on purpose, or in a hurry: they cost bounded memory and hold nobody up.
 
 The kinds are those of slowhttptest: heads, bodies and reads that trickle, and requests for thousands of ranges.
 """
@@ -188,3 +188,30 @@ async def test_requests_for_thousands_of_ranges_are_one_request_each_or_431(comm
             await asyncio.sleep(0.01)
     assert sum("/range-" in path for _, _, path, _ in journal.entries()) == SLOW
     assert proxy.memory() - before < 16 * 2**20
+
+
+async def test_pipelined_requests_that_are_refused_as_fast_as_they_come_cost_little_and_hold_nobody_up(commands, crowd):
+    proxy = await commands.proxy()
+    await commands.agent()
+    await commands.served()
+    before = proxy.memory()
+    (flooder,) = await crowd.open(1, lambda number: request(client_id="a b"))
+
+    async def send() -> None:
+        while True:
+            await flooder.send(b"GET / HTTP/1.1\r\n\r\n" * 4000)
+
+    async def read() -> None:
+        while True:
+            await flooder.fill()
+            flooder.buffer.clear()
+
+    neighbour = Neighbour(commands)
+    tasks = [asyncio.create_task(send()), asyncio.create_task(read())]
+    async with neighbour.asking():
+        await until(lambda: len(neighbour.answers) > 40)
+        assert proxy.memory() - before < 4 * 2**20
+    for task in tasks:
+        assert not task.done()
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
