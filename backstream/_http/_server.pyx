@@ -752,6 +752,12 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return 0        # RFC 9110 §15.2: never to HTTP/1.0
         if head.status == 100:
             self.awaits_continue = False
+        if self.writer.blocked or self.writer.out.size >= HELD_SIZE:
+            # Interim heads cost no credit: who does not read is spared them, but for the word that it may wait for.
+            if head.status != 100:
+                return 0
+            self.writer.text(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return self.loop.schedule_flush(self)
         self._write_status(head.status, head.reason)
         self.writer.fields(head.fields, head.field_count)
         self.writer.text(b"\r\n")

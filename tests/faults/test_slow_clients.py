@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.rig import Message, Process, Processes, Wire, request, until
+import backstream
+from backstream import streams
+from tests.rig import Message, Process, Processes, Wire, make_agent, request, until
 
 HEADS = 2000
 IDLE = 2000
@@ -215,3 +218,41 @@ async def test_pipelined_requests_that_are_refused_as_fast_as_they_come_cost_lit
         assert not task.done()
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_interim_answers_to_clients_that_do_not_read_cost_no_more_than_a_head_each(commands, crowd) -> None:
+    clients, size = 8, 120_000
+    with socket.socket() as listener:
+        # What is accepted here has little room in the kernel.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        listener.bind(("127.0.0.1", commands.port))
+        listener.listen(100)
+        proxy = commands.start("proxy", "--request-timeout", "15s", inherits=listener)
+        await proxy.said("for agents")
+    head = backstream.ResponseHead(status=103, fields=((b"a", b"x" * size),))
+    done = []
+
+    async def serve(stream: streams.Stream) -> None:
+        for _ in range(16):
+            streams.respond(stream, head)
+            await asyncio.sleep(0.01)
+        streams.respond(stream, backstream.ResponseHead(status=200), True)
+        done.append(stream)
+
+    tasks = []
+
+    def handle(stream: streams.Stream, head: backstream.RequestHead, end: bool) -> backstream.Handler:
+        tasks.append(asyncio.create_task(serve(stream)))
+        return backstream.Handler()
+
+    async with make_agent(f"ws://127.0.0.1:{commands.port}/ws", handler=handle) as agent:
+        await agent.wait_connected()
+        before = proxy.memory()
+        for count in range(clients):
+            await crowd.open(1, lambda number: request(), receive_buffer=4096)
+            await until(lambda count=count: len(done) > count)
+        assert proxy.memory() - before < clients * 2 * size + 2**20
+        for wire in crowd.wires:
+            got = await wire.answer()
+            assert got.status == 200 and 1 <= len(got.interim) < 16
+    await asyncio.gather(*tasks)
