@@ -10,12 +10,13 @@ import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
 import backstream
 from backstream import streams
+from tests.faults.test_memory_bound import at_rest
 from tests.rig import Message, Process, Processes, Wire, make_agent, request, until
 
 HEADS = 2000
@@ -220,13 +221,19 @@ async def test_pipelined_requests_that_are_refused_as_fast_as_they_come_cost_lit
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@contextmanager
+def little_room(port: int) -> Iterator[socket.socket]:
+    """A listening socket; what is accepted from it has little room in the kernel for what it sends."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(100)
+        yield listener
+
+
 async def test_interim_answers_to_clients_that_do_not_read_cost_no_more_than_a_head_each(commands, crowd) -> None:
     clients, size = 8, 120_000
-    with socket.socket() as listener:
-        # What is accepted here has little room in the kernel.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        listener.bind(("127.0.0.1", commands.port))
-        listener.listen(100)
+    with little_room(commands.port) as listener:
         proxy = commands.start("proxy", "--request-timeout", "15s", inherits=listener)
         await proxy.said("for agents")
     head = backstream.ResponseHead(status=103, fields=((b"a", b"x" * size),))
@@ -256,3 +263,39 @@ async def test_interim_answers_to_clients_that_do_not_read_cost_no_more_than_a_h
             got = await wire.answer()
             assert got.status == 200 and 1 <= len(got.interim) < 16
     await asyncio.gather(*tasks)
+
+
+async def test_a_body_that_comes_byte_by_byte_costs_its_bytes_while_nobody_reads_it(commands, crowd) -> None:
+    clients, window = 8, 65536
+    with little_room(commands.port) as listener:
+        proxy = commands.start("proxy", "--request-timeout", "15s", "--max-window", str(window), inherits=listener)
+        await proxy.said("for agents")
+    taken: list[streams.Stream] = []
+
+    def handle(stream: streams.Stream, head: backstream.RequestHead, end: bool) -> backstream.Handler:
+        streams.respond(stream, backstream.ResponseHead(status=200, body=backstream.Body.CHUNKED))
+        taken.append(stream)
+        return backstream.Handler()
+
+    async with make_agent(f"ws://127.0.0.1:{commands.port}/ws", handler=handle) as agent:
+        await agent.wait_connected()
+        wires = await crowd.open(clients, lambda number: request(), receive_buffer=4096)
+        await until(lambda: len(taken) == clients)
+        for stream in taken:
+            streams.write(stream, bytes(20_000))
+        await at_rest(proxy)
+        before = proxy.memory()
+        sent = 20_000
+        while sent < window:
+            sent += 1
+            for stream in taken:
+                streams.write(stream, b"%d" % (sent % 10))
+            await asyncio.sleep(0)
+        await at_rest(proxy)
+        assert proxy.memory() - before < clients * window + 2**20
+        for stream in taken:
+            streams.end(stream)
+        wanted = bytes(20_000) + b"".join(b"%d" % (number % 10) for number in range(20_001, window + 1))
+        for wire in wires:
+            got = await wire.answer()
+            assert got.complete and got.body == wanted
