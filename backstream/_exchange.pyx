@@ -33,7 +33,6 @@ cdef enum:
     REFUSED = 7
     CANCEL = 8
     TIMEOUT = 32
-    UPSTREAM_UNREACHABLE = 33
     TOO_LARGE = 37
     DRAINING = 38
     SESSION_LOST = 256
@@ -49,6 +48,11 @@ _CAUSES = {
     ErrorCode.DRAINING: "destination_unavailable",
     ErrorCode.TIMEOUT: "connection_read_timeout",
     ErrorCode.UPSTREAM_UNREACHABLE: "connection_refused",
+    ErrorCode.UPSTREAM_CONNECT_TIMEOUT: "connection_timeout",
+    ErrorCode.UPSTREAM_DNS: "dns_error",
+    ErrorCode.UPSTREAM_UNROUTABLE: "destination_ip_unroutable",
+    ErrorCode.UPSTREAM_TLS: "tls_protocol_error",
+    ErrorCode.UPSTREAM_CERTIFICATE: "tls_certificate_error",
     ErrorCode.UPSTREAM_PROTOCOL: "http_protocol_error",
     ErrorCode.TOO_LARGE: "http_response_header_section_size",
     ErrorCode.BODY_TOO_LARGE: "http_request_error",
@@ -59,7 +63,8 @@ _CAUSES = {
 # Whose fault it is: the agent's, or that of the service behind it.
 _SERVICE_CODES = frozenset((
     ErrorCode.TIMEOUT, ErrorCode.UPSTREAM_UNREACHABLE, ErrorCode.UPSTREAM_RESET, ErrorCode.UPSTREAM_PROTOCOL,
-    ErrorCode.APP_ERROR, ErrorCode.TOO_LARGE,
+    ErrorCode.APP_ERROR, ErrorCode.TOO_LARGE, ErrorCode.UPSTREAM_CONNECT_TIMEOUT, ErrorCode.UPSTREAM_DNS,
+    ErrorCode.UPSTREAM_UNROUTABLE, ErrorCode.UPSTREAM_TLS, ErrorCode.UPSTREAM_CERTIFICATE,
 ))
 
 

@@ -199,7 +199,8 @@ def format_size(size: int) -> str:
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}", re.ASCII)
 _NEVER_UPGRADED: Final = frozenset({"h2c", "h2", "http", "tls"})
 
-_HOST: Final = re.compile(r"[A-Za-z0-9_.-]{1,253}")
+# RFC 1035 §2.3.4: a look-up raises no OSError for labels that are empty or longer.
+_HOST: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
 def parse_address(text: str) -> tuple[str, int]:

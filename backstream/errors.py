@@ -38,6 +38,11 @@ class ErrorCode(IntEnum):
     APP_ERROR = 36
     TOO_LARGE = 37
     DRAINING = 38
+    UPSTREAM_CONNECT_TIMEOUT = 39
+    UPSTREAM_DNS = 40
+    UPSTREAM_UNROUTABLE = 41
+    UPSTREAM_TLS = 42
+    UPSTREAM_CERTIFICATE = 43
     SESSION_LOST = 256
     """Never on the wire, like all from here on: the session ended under the stream without a word about it."""
     BODY_TOO_LARGE = 257
@@ -52,6 +57,7 @@ STATUS_OF_CODE: dict[int, int] = {
     ErrorCode.REFUSED: 503,
     ErrorCode.DRAINING: 503,
     ErrorCode.TIMEOUT: 504,
+    ErrorCode.UPSTREAM_CONNECT_TIMEOUT: 504,
     ErrorCode.BODY_TOO_LARGE: 413,
     ErrorCode.NOT_CARRIED: 501,
     ErrorCode.BUDGET_SPENT: 503,

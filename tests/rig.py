@@ -112,11 +112,14 @@ class Wire:
         self.ended: str | None = None
 
     @classmethod
-    async def connect(cls, address: Any, *, receive_buffer: int = 0) -> Wire:
+    async def connect(cls, address: Any, *, receive_buffer: int = 0, source: str = "") -> Wire:
+        """source: the address to come from; all of 127.0.0.0/8 are this machine's."""
         unix = isinstance(address, (str, Path))
         sock = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if source:
+            sock.bind((source, 0))
         sock.setblocking(False)
         try:
             async with asyncio.timeout(LIMIT):
@@ -220,7 +223,7 @@ class Wire:
     async def chunk(self) -> bytes:
         """One chunk of a chunked body, b"" for the last one (whose trailers are not read)."""
         line = await self.line()
-        assert re.fullmatch(rb"[0-9a-f]+", line), line
+        assert re.fullmatch(rb"[0-9a-fA-F]+", line), line
         size = int(line, 16)
         if size == 0:
             return b""

@@ -49,6 +49,7 @@ cdef enum:
     CANCEL = 8
     PROTOCOL_ERROR = 1
     HELD_SIZE = 65536               # bytes of requests ahead of their turn
+    ANSWERS_SIZE = 4096             # of answers in one turn of the loop, after which others have theirs
     LINGER_BYTES = 16777216
     TLS_RECORD = 22                 # the first byte of a TLS handshake (RFC 8446 §5.1), which begins no HTTP
 
@@ -256,7 +257,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 room = self.exchange.room()
                 if 0 < room < READ_SIZE:
                     return self.loop.read_view[:room]
-        elif self.exchange is not None and self.held.size:
+        elif self.held.size:
             return self.loop.read_view[:max(1, HELD_SIZE - self.held.size)]
         return self.loop.read_view
 
@@ -465,7 +466,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                     self.exchange.body(data[:size])
                 return 0
             if not self.request_open and (self.exchange is not None or self.writer.blocked or self.held.size
-                                          or self.writer.out.size >= HELD_SIZE):
+                                          or self.writer.out.size >= ANSWERS_SIZE):
                 if size:
                     append(self.held, data, size)
                 return 0
@@ -539,8 +540,6 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             wanted = True
         elif self.closing:
             wanted = False
-        elif self.exchange is None and not self.writer.blocked:
-            wanted = True
         elif self.exchange is not None and (self.request_open or self.framing == FRAMED_RAW):
             wanted = self.exchange.room() > 0
         else:
@@ -753,6 +752,12 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return 0        # RFC 9110 §15.2: never to HTTP/1.0
         if head.status == 100:
             self.awaits_continue = False
+        if self.writer.blocked or self.writer.out.size >= HELD_SIZE:
+            # Interim heads cost no credit: who does not read is spared them, but for the word that it may wait for.
+            if head.status != 100:
+                return 0
+            self.writer.text(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return self.loop.schedule_flush(self)
         self._write_status(head.status, head.reason)
         self.writer.fields(head.fields, head.field_count)
         self.writer.text(b"\r\n")

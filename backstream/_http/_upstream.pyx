@@ -9,8 +9,10 @@ Rules that hold here:
 """
 
 import asyncio
+import errno
 import logging
 import socket
+import ssl
 
 from libc.stdint cimport int64_t, uint32_t
 
@@ -38,15 +40,36 @@ logger = logging.getLogger("backstream.agent")
 cdef enum:
     NO_ERROR = 0
     REFUSED = 7
+    CANCEL = 8
     TIMEOUT = 32
     UPSTREAM_UNREACHABLE = 33
     UPSTREAM_RESET = 34
     UPSTREAM_PROTOCOL = 35
+    UPSTREAM_CONNECT_TIMEOUT = 39
+    UPSTREAM_DNS = 40
+    UPSTREAM_UNROUTABLE = 41
+    UPSTREAM_TLS = 42
+    UPSTREAM_CERTIFICATE = 43
     MAX_WAITING = 10000
     MAX_INTERIM = 16
 
 # RFC 9110 §9.2.2
 cdef frozenset IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
+
+
+cdef tuple _unreachable(error):
+    """The code for a connection that did not come about, and what clients are told: nothing of names and addresses."""
+    if isinstance(error, TimeoutError):
+        return UPSTREAM_CONNECT_TIMEOUT, "no connection in time"
+    if isinstance(error, socket.gaierror):
+        return UPSTREAM_DNS, "its name cannot be resolved"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return UPSTREAM_CERTIFICATE, "its certificate is not accepted"
+    if isinstance(error, ssl.SSLError):
+        return UPSTREAM_TLS, "the TLS handshake failed"
+    if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+        return UPSTREAM_UNROUTABLE, "no route to it"
+    return UPSTREAM_UNREACHABLE, "no connection"
 
 
 cdef class UpstreamService(Service):
@@ -175,12 +198,13 @@ cdef class UpstreamService(Service):
             if isinstance(error, TimeoutError):
                 why = f"no connection within {self.connect_timeout:g} s"
             logger.warning("the upstream %s cannot be reached: %s", self.where, why)
-            request.failed(UPSTREAM_UNREACHABLE, "the upstream cannot be reached")
+            code, words = _unreachable(error)
+            request.failed(code, f"the upstream cannot be reached: {words}")
             self._serve_waiting()
             return
         except BaseException:
             self.connections -= 1
-            request.failed(UPSTREAM_UNREACHABLE, "the agent is stopping")
+            request.failed(CANCEL, "the agent is stopping")
             raise
         if connection.closed:
             request.failed(UPSTREAM_RESET, "the upstream closed the connection at once")

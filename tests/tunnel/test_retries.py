@@ -322,6 +322,11 @@ CODES = [
     (ErrorCode.UPSTREAM_PROTOCOL, 502, "http_protocol_error", "service"),
     (ErrorCode.APP_ERROR, 502, "connection_terminated", "service"),
     (ErrorCode.TOO_LARGE, 502, "http_response_header_section_size", "service"),
+    (ErrorCode.UPSTREAM_CONNECT_TIMEOUT, 504, "connection_timeout", "service"),
+    (ErrorCode.UPSTREAM_DNS, 502, "dns_error", "service"),
+    (ErrorCode.UPSTREAM_UNROUTABLE, 502, "destination_ip_unroutable", "service"),
+    (ErrorCode.UPSTREAM_TLS, 502, "tls_protocol_error", "service"),
+    (ErrorCode.UPSTREAM_CERTIFICATE, 502, "tls_certificate_error", "service"),
     (99, 502, "proxy_internal_error", "agent"),
 ]
 
