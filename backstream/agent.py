@@ -6,21 +6,20 @@ Life-cycle and policy; what serves the requests is a `Service`.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import os
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import picows
 
-from backstream._asgi_websocket import AsgiWebService
+from backstream._applications import AsgiApp, application_service
 from backstream._callbacks import Handler
 from backstream._flow import WindowBudget
 from backstream._http._upstream import UpstreamService
@@ -37,9 +36,6 @@ __all__ = ["Agent", "AsgiApp", "HandlerFactory"]
 
 logger = logging.getLogger("backstream.agent")
 
-AsgiApp: TypeAlias = Callable[
-    [MutableMapping[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
-]
 HandlerFactory: TypeAlias = Callable[[Stream, RequestHead, bool], Handler | None]
 
 MAX_LEAVING = 8
@@ -129,7 +125,7 @@ class Agent:
             target = parse_upstream(self.settings.upstream)
             tls = client_context(self.settings.upstream_ca, ca_name="upstream_ca") if target.tls else None
             return UpstreamService(target, self.settings, tls)
-        return AsgiWebService(self._app if self._app is not None else load_app(self.settings.app or ""), self.settings)
+        return application_service(self._app, self.settings)
 
     async def drain(self) -> None:
         """Ends gracefully, within `settings.drain_timeout` seconds: no new requests, running ones finish."""
@@ -374,29 +370,6 @@ class Agent:
                 self._on_notify(Notify(content_type=content_type, data=data))
             except Exception:
                 logger.exception("the handler of events failed", extra={"id": self.settings.client_id})
-
-
-def load_app(path: str) -> AsgiApp:
-    """The application that "module:attribute" names. Raises ConfigurationError when there is none."""
-    module_name, separator, attribute = path.partition(":")
-    if not separator or not module_name or not attribute:
-        raise ConfigurationError(f'app "{path}" is not of the form module:attribute')
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise
-        raise ConfigurationError(f'app "{path}": there is no module {module_name}') from None
-    target: Any = module
-    for name in attribute.split("."):
-        try:
-            target = getattr(target, name)
-        except AttributeError:
-            raise ConfigurationError(f'app "{path}": the module {module_name} has no {attribute}') from None
-    if not callable(target):
-        raise ConfigurationError(f'app "{path}" is not callable, so it is no ASGI application')
-    app: AsgiApp = target
-    return app
 
 
 def _without_query(url: str) -> str:

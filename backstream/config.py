@@ -1041,11 +1041,55 @@ class AgentSettings:
         metadata=_option(
             "text",
             SERVICE,
-            "An ASGI 3 application, as module:attribute, run in this process.",
+            "An ASGI 3 or WSGI application, as module:attribute, run in this process.",
             metavar="MODULE:ATTR",
         ),
     )
     """`module:attribute`; not together with `upstream`."""
+
+    factory: bool = field(
+        default=False,
+        metadata=_option("switch", SERVICE, "--app is a function without arguments that makes the application."),
+    )
+    """Called once, when the agent starts."""
+
+    interface: str = field(
+        default="auto",
+        metadata=_option(
+            "text",
+            SERVICE,
+            "What the application is; auto tells by its arguments.",
+            metavar="auto|asgi3|wsgi",
+            choices=("auto", "asgi3", "wsgi"),
+        ),
+    )
+    """`auto` takes coroutine functions, and what does not have two arguments, for ASGI 3."""
+
+    lifespan: str = field(
+        default="auto",
+        metadata=_option(
+            "text",
+            SERVICE,
+            "Run an ASGI application's start-up and shutdown; auto does where it knows of them.",
+            metavar="auto|on|off",
+            choices=("auto", "on", "off"),
+        ),
+    )
+    """`on` makes an exception at start-up an error; with `auto` the application is served without."""
+
+    root_path: str = field(
+        default="",
+        metadata=_option(
+            "text", SERVICE, "The path under which the application is mounted for its clients.", metavar="PATH"
+        ),
+    )
+    """`/shop`: ASGI's `root_path`, WSGI's `SCRIPT_NAME`; requests come without it."""
+
+    wsgi_threads: int = field(
+        default=32,
+        metadata=_option("count", LIMITS, "Requests that a WSGI application serves at once.", most=10_000),
+    )
+    """Threads, started as they are needed; further requests wait. A slow client holds its thread."""
 
     upstream: str | None = field(
         default=None,
@@ -1118,12 +1162,13 @@ class AgentSettings:
         metadata=_option(
             "duration",
             TIMES,
-            "How long the service may take over a request of the seed wire that does not say so itself.",
+            "Longest wait for the service's response to begin, where the proxy names no limit.",
             off="no limit",
         ),
     )
-    """Seconds to the end of the answer, 0 for no limit; `x-backstream-request-timeout` comes before it. On that wire
-    nobody tells the agent that a client has gone."""
+    """Seconds from the request's end to the response's head, 0 for no limit. What the proxy or the client's
+    `x-backstream-request-timeout` leaves comes before it; the agent holds the service to that too. On the seed wire, where nobody tells the agent that a
+    client has gone, it counts to the end of the answer."""
 
     reconnect_min: float = field(
         default=0.1,
@@ -1222,6 +1267,13 @@ class AgentSettings:
             raise ConfigurationError(f"client_id must be {CLIENT_IDS}, not {_shown(self.client_id)}")
         if self.app is not None and self.upstream is not None:
             raise ConfigurationError("app and upstream exclude each other: an agent serves one service")
+        if self.factory and self.app is None:
+            raise ConfigurationError("factory needs app: it says how the application is made")
+        if self.root_path and (
+            not re.fullmatch(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+", self.root_path)
+            or any(part in (".", "..") for part in self.root_path.split("/"))
+        ):
+            raise ConfigurationError(f"root_path must be a path like /shop, not {_shown(self.root_path)}")
         if self.app is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", self.app):
             raise ConfigurationError(f"app must be module:attribute (such as main:app), not {_shown(self.app)}")
         upstream_secure = False
