@@ -14,6 +14,7 @@ from backstream._service import Service
 from backstream._wsgi import WsgiApp, WsgiApplication
 from backstream.config import AgentSettings
 from backstream.errors import ConfigurationError
+from backstream.functions import Function, asgi_application
 
 __all__ = ["AsgiApp", "application_service", "interface_of", "load_app"]
 
@@ -22,7 +23,7 @@ AsgiApp: TypeAlias = Callable[
 ]
 
 
-def application_service(app: AsgiApp | WsgiApplication | None, settings: AgentSettings) -> Service:
+def application_service(app: AsgiApp | WsgiApplication | Function | None, settings: AgentSettings) -> Service:
     """The service of `app`, or of the one that `settings.app` names. Raises ConfigurationError when there is none."""
     if app is None:
         app = load_app(settings.app or "", factory=settings.factory)
@@ -30,7 +31,14 @@ def application_service(app: AsgiApp | WsgiApplication | None, settings: AgentSe
     if interface == "wsgi":
         threaded = WsgiApp(cast(WsgiApplication, app), settings.wsgi_threads)
         return AsgiService(threaded, settings.root_path, "on", settings.request_timeout)
+    if interface == "function":
+        return function_service(cast(Function, app), settings)
     return AsgiWebService(app, settings)
+
+
+def function_service(function: Function, settings: AgentSettings) -> Service:
+    """The service of one function."""
+    return AsgiService(asgi_application(function), settings.root_path, "off", settings.request_timeout)
 
 
 def load_app(path: str, *, factory: bool = False) -> Any:
@@ -65,13 +73,17 @@ def load_app(path: str, *, factory: bool = False) -> Any:
 
 
 def interface_of(app: Any) -> str:
-    """`wsgi` for what can be called with two arguments and not with three, else `asgi3`."""
+    """What an application is taken for.
+
+    `function` for a coroutine function of one argument, `wsgi` for what can be called with two and not with three, else
+    `asgi3`.
+    """
     while isinstance(app, functools.partial):
         if app.args or app.keywords:
             break
         app = app.func
     if inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(getattr(app, "__call__", None)):  # noqa: B004
-        return "asgi3"
+        return "function" if _binds(app, 1) and not _binds(app, 3) else "asgi3"
     return "wsgi" if _binds(app, 2) and not _binds(app, 3) else "asgi3"
 
 

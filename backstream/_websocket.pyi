@@ -1,3 +1,4 @@
+import socket
 import ssl
 from typing import Any
 
@@ -32,4 +33,5 @@ async def dial_websocket(
     headers: list[tuple[str, str]],
     tls: ssl.SSLContext | None,
     max_frame_size: int = 0,
+    sock: socket.socket | None = None,
 ) -> WSTransport: ...

@@ -139,7 +139,7 @@ async def test_what_is_no_application_is_said_in_one_line(name, factory, words, 
 
 
 def test_a_factory_without_an_application_is_refused() -> None:
-    with pytest.raises(backstream.ConfigurationError, match="factory needs app"):
+    with pytest.raises(backstream.ConfigurationError, match="factory needs an application"):
         backstream.AgentSettings(client_id="x", upstream="http://127.0.0.1:1", factory=True)
 
 
