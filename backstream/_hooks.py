@@ -27,7 +27,7 @@ class Hooks:
         self._last = asyncio.create_task(self._run(self._last, name, hook, arguments), name=f"backstream {name}")
 
     async def end(self, seconds: float) -> None:
-        """Waits for what runs, for at most `seconds`; then it is cancelled. A hook that calls this is not waited for."""
+        """Waits for what runs, for at most `seconds`; then it is cancelled. A hook does not wait for itself."""
         if self._last is not None and self._running is not asyncio.current_task():
             await asyncio.wait([self._last], timeout=seconds)
             self._last.cancel()

@@ -8,6 +8,7 @@ in a message.
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import urllib.request
 from urllib.parse import unquote
@@ -59,7 +60,9 @@ async def connect_via(via: Via, host: str, port: int) -> socket.socket:
         # Its own limit would be a minute; the caller's is shorter.
         made: socket.socket = await proxy.connect(host, port, timeout=3600)
     except (ProxyConnectionError, ProxyTimeoutError, OSError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        number = getattr(cause, "errno", None) or 0
+        why = os.strerror(number) if number > 0 else getattr(cause, "strerror", None) or str(cause)
         raise ConnectionFailed(f"the forward proxy {via} cannot be reached: {why}") from None
     except ProxyError as error:
         raise ConnectionFailed(f"the forward proxy {via} refused the connection: {error}", refused=True) from None

@@ -46,7 +46,7 @@ async def test_the_hooks_are_called_whenever_the_agent_becomes_reachable_and_is_
 async def test_a_session_that_is_replaced_without_a_gap_is_not_told() -> None:
     events = []
     async with tunnel(agents=0) as pair, backstream.Proxy(proxy_settings(reuse_port=True)) as first:
-        settings = proxy_settings(listen="127.0.0.1:{}".format(first.address[1]), reuse_port=True)
+        settings = proxy_settings(listen=f"127.0.0.1:{first.address[1]}", reuse_port=True)
         async with backstream.Proxy(settings) as second:
             agent = agent_for(
                 url_of(first), on_connect=lambda _: events.append("on"), on_disconnect=lambda *_: events.append("off")
