@@ -104,12 +104,10 @@ class Agent:
         self._ready: set[ServiceLink] = set()
         self._service: Service | None = None
         self._url = parse_proxy_url(settings.proxy_url)
-        if ssl_context is not None and (
-            not self._url.tls or settings.ca is not None or settings.client_cert is not None
-        ):
-            raise ConfigurationError(
-                "ssl_context needs a proxy_url that begins with wss://, and neither ca nor client_cert"
-            )
+        if ssl_context is not None and not self._url.tls:
+            raise ConfigurationError("ssl_context needs a proxy_url that begins with wss://")
+        if ssl_context is not None and (settings.ca is not None or settings.client_cert is not None):
+            raise ConfigurationError("ssl_context stands in place of ca and client_cert")
         self._tls: ssl.SSLContext | None = None
         self._tls_stamp: object = None
         self._instance = os.urandom(16)

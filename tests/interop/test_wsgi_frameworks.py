@@ -6,12 +6,12 @@ import gc
 import hashlib
 import importlib
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.interop.conftest import Tunnel
+from backstream.pytest_plugin import MakeTunnel
 
 MEBIBYTE = 1024 * 1024
 
@@ -33,65 +33,65 @@ def app(request: pytest.FixtureRequest) -> Iterator[Any]:
         gc.collect()
 
 
-async def test_a_json_view_gets_path_query_and_fields(app: Any, tunnel: Tunnel) -> None:
-    async with tunnel(app) as client:
-        for _ in range(3):
-            response = await client.get("/json/caf%C3%A9", params={"q": "a b&c"}, headers={"x-a": "1"})
-            assert response.status_code == 200
-            assert response.json() == {"name": "café", "q": "a b&c", "x": "1"}
-            assert response.headers["x-url"].startswith(f"http://127.0.0.1:{client.base_url.port}/json/caf")
+def test_a_json_view_gets_path_query_and_fields(app: Any, backstream_tunnel: MakeTunnel) -> None:
+    client = backstream_tunnel(app).client
+    for _ in range(3):
+        response = client.get("/json/caf%C3%A9", params={"q": "a b&c"}, headers={"x-a": "1"})
+        assert response.status_code == 200
+        assert response.json() == {"name": "café", "q": "a b&c", "x": "1"}
+        assert response.headers["x-url"].startswith(f"http://127.0.0.1:{client.base_url.port}/json/caf")
 
 
-async def test_a_stream_comes_whole(app: Any, tunnel: Tunnel) -> None:
-    async with tunnel(app) as client:
-        response = await client.get("/stream")
-        assert response.text == "line 0\nline 1\nline 2\n"
-        assert response.headers["transfer-encoding"] == "chunked"
+def test_a_stream_comes_whole(app: Any, backstream_tunnel: MakeTunnel) -> None:
+    client = backstream_tunnel(app).client
+    response = client.get("/stream")
+    assert response.text == "line 0\nline 1\nline 2\n"
+    assert response.headers["transfer-encoding"] == "chunked"
 
 
-async def test_an_upload_is_read_whole(app: Any, tunnel: Tunnel) -> None:
+def test_an_upload_is_read_whole(app: Any, backstream_tunnel: MakeTunnel) -> None:
     body = bytes(range(256)) * 4096 * 3 + b"the end"
-    async with tunnel(app) as client:
-        response = await client.post("/upload", content=body)
-        assert response.json() == {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+    client = backstream_tunnel(app).client
+    response = client.post("/upload", content=body)
+    assert response.json() == {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
 
 
-async def test_an_upload_without_a_length_is_read_whole(tunnel: Tunnel) -> None:
+def test_an_upload_without_a_length_is_read_whole(backstream_tunnel: MakeTunnel) -> None:
     # Not by Django, which takes no length for an empty body.
     app = importlib.import_module("tests.interop.frameworks.flask_app").build()
 
-    async def pieces() -> AsyncIterator[bytes]:
+    def pieces() -> Iterator[bytes]:
         for _ in range(20):
             yield b"x" * 100_000
 
-    async with tunnel(app) as client:
-        response = await client.post("/upload", content=pieces())
-        assert response.json()["size"] == 2_000_000
+    client = backstream_tunnel(app).client
+    response = client.post("/upload", content=pieces())
+    assert response.json()["size"] == 2_000_000
 
 
-async def test_a_form_with_a_file_is_parsed(app: Any, tunnel: Tunnel) -> None:
-    async with tunnel(app) as client:
-        files = {"file": ("name.bin", b"f" * 3 * MEBIBYTE)}
-        response = await client.post("/form", files=files, data={"field": "value"})
-        assert response.json() == {"name": "name.bin", "size": 3 * MEBIBYTE, "field": "value"}
+def test_a_form_with_a_file_is_parsed(app: Any, backstream_tunnel: MakeTunnel) -> None:
+    client = backstream_tunnel(app).client
+    files = {"file": ("name.bin", b"f" * 3 * MEBIBYTE)}
+    response = client.post("/form", files=files, data={"field": "value"})
+    assert response.json() == {"name": "name.bin", "size": 3 * MEBIBYTE, "field": "value"}
 
 
-async def test_cookies_go_both_ways(app: Any, tunnel: Tunnel) -> None:
-    async with tunnel(app) as client:
-        assert (await client.get("/cookies")).json() == {}
-        assert (await client.get("/cookies")).json() == {"one": "1", "two": "2"}
+def test_cookies_go_both_ways(app: Any, backstream_tunnel: MakeTunnel) -> None:
+    client = backstream_tunnel(app).client
+    assert (client.get("/cookies")).json() == {}
+    assert (client.get("/cookies")).json() == {"one": "1", "two": "2"}
 
 
-async def test_an_upload_that_nobody_reads_does_not_hold_up_the_answer(app: Any, tunnel: Tunnel) -> None:
-    async with tunnel(app) as client:
-        response = await client.post("/nowhere", content=b"x" * MEBIBYTE)
-        assert response.status_code == 404
-        response = await client.get("/json/n", params={"q": "1"}, headers={"x-a": "1"})
-        assert response.status_code == 200
+def test_an_upload_that_nobody_reads_does_not_hold_up_the_answer(app: Any, backstream_tunnel: MakeTunnel) -> None:
+    client = backstream_tunnel(app).client
+    response = client.post("/nowhere", content=b"x" * MEBIBYTE)
+    assert response.status_code == 404
+    response = client.get("/json/n", params={"q": "1"}, headers={"x-a": "1"})
+    assert response.status_code == 200
 
 
-async def test_a_view_that_raises_is_500_alone(app: Any, tunnel: Tunnel) -> None:
-    async with tunnel(app) as client:
-        assert (await client.get("/broken")).status_code == 500
-        response = await client.head("/json/n", params={"q": "1"}, headers={"x-a": "1"})
-        assert (response.status_code, response.content) == (200, b"")
+def test_a_view_that_raises_is_500_alone(app: Any, backstream_tunnel: MakeTunnel) -> None:
+    client = backstream_tunnel(app).client
+    assert (client.get("/broken")).status_code == 500
+    response = client.head("/json/n", params={"q": "1"}, headers={"x-a": "1"})
+    assert (response.status_code, response.content) == (200, b"")

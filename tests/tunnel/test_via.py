@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 import backstream
 from backstream._via import choose_via
 from backstream.config import parse_proxy_url, parse_via
+from tests.forward import forward
 from tests.rig import ID, LIMIT, Wire, free_port, ok_app, request, tunnel, until
 
 VARIABLES = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]
@@ -27,49 +24,6 @@ def clean(monkeypatch):
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-class Forward:
-    """pproxy as a process, for HTTP and SOCKS5 on one port; what passes it is in its output."""
-
-    def __init__(self, port: int, process: subprocess.Popen[str]) -> None:
-        self.port = port
-        self.process = process
-
-    def url(self, scheme: str, credentials: str = "") -> str:
-        return f"{scheme}://{credentials}127.0.0.1:{self.port}"
-
-
-@contextmanager
-def forward(credentials: str = "") -> Iterator[Forward]:
-    port = free_port()
-    listen = f"http+socks5://127.0.0.1:{port}" + (f"#{credentials}" if credentials else "")
-    process = subprocess.Popen(
-        [sys.executable, "-c", PPROXY, listen],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        assert process.stdout.readline() == "ready\n"
-        yield Forward(port, process)
-    finally:
-        process.kill()
-        process.communicate()
-
-
-# Its own command asks for a current event loop, which newer Pythons do not have unless somebody sets one.
-PPROXY = """
-import asyncio, pproxy, sys
-
-async def main():
-    say = lambda line: print(line, flush=True)
-    await pproxy.Server(sys.argv[1]).start_server({"rserver": [pproxy.DIRECT], "verbose": say})
-    say("ready")
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
-
 def agent_for(url: str, **settings) -> backstream.Agent:
     settings = {"reconnect_min": 0.02, "reconnect_max": 0.1, "refused_max": 0.1} | settings
     return backstream.Agent(backstream.AgentSettings(proxy_url=url, client_id=ID, **settings), ok_app)
@@ -77,13 +31,6 @@ def agent_for(url: str, **settings) -> backstream.Agent:
 
 def url_of(pair, host="127.0.0.1") -> str:
     return f"ws://{host}:{pair.address[1]}/ws"
-
-
-async def passed(through: Forward, words: str) -> None:
-    """Waits for the forward proxy to say that a connection to `words` passed."""
-    async with asyncio.timeout(LIMIT):
-        while words not in await asyncio.to_thread(through.process.stdout.readline):
-            pass
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5", "socks5h"])
@@ -94,7 +41,7 @@ async def test_an_agent_comes_through_a_forward_proxy(scheme, credentials) -> No
             via = through.url(scheme, credentials and credentials + "@")
             async with agent_for(url_of(pair, "localhost"), via=via):
                 await pair.connected()
-                await passed(through, f"{pair.address[1]}")
+                await through.passed(f"{pair.address[1]}")
                 assert (await pair.get()).body == b"ok"
 
 
@@ -176,7 +123,7 @@ async def test_the_environments_forward_proxy_is_used_at_each_dial(monkeypatch, 
         await until(lambda: "the environment names cannot be used" in caplog.text)
         with forward() as through:
             monkeypatch.setenv("HTTP_PROXY", through.url("http"))
-            await passed(through, "nowhere.invalid")
+            await through.passed("nowhere.invalid")
         assert not agent.connected
     assert "secret" not in caplog.text
 
