@@ -248,7 +248,8 @@ cdef class AsgiRequest(StreamHandler):
                 self._cancelled()
         except Exception:
             if self.disconnected:
-                logger.debug("the application failed after its client had gone", exc_info=True)
+                logger.debug("the application failed after its client had gone", exc_info=True,
+                             extra=self._log_fields())
             else:
                 self._failed("the application failed", exc_info=True)
         else:
@@ -271,9 +272,16 @@ cdef class AsgiRequest(StreamHandler):
     def _returned(self):
         self._failed("the application returned without a complete response", exc_info=False)
 
+    def _log_fields(self):
+        request_id = None
+        for name, value in self.scope["headers"]:
+            if name == b"x-request-id":
+                request_id = value.decode("latin-1")
+        return self.stream.session.owner.log_fields | {"stream": self.stream.id, "request": request_id}
+
     def _log_failure(self, str what, bint exc_info):
         logger.error("%s: %s %s", what, self.scope.get("method", "WebSocket"), self.scope["path"], exc_info=exc_info,
-                     extra={"id": self.stream.session.owner.name, "stream": self.stream.id})
+                     extra=self._log_fields())
 
     def _failed(self, str what, bint exc_info):
         self._log_failure(what, exc_info)

@@ -15,6 +15,9 @@ class SessionLink(SessionOwner):
     name: str
     bytes_received: int
     bytes_sent: int
+    session_name: str | None
+    @property
+    def log_fields(self) -> dict[str, str | None]: ...
     def abort(self, message: str) -> None: ...
     def begin_service(self) -> None: ...
     @property

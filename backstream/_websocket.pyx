@@ -225,6 +225,15 @@ cdef class SessionLink(SessionOwner):
 
     # --- from the session ---
 
+    @property
+    def log_fields(self) -> dict:
+        """What log records about it carry: its id and its session."""
+        return {"id": str(self.name), "session": self.session_name}
+
+    cdef int set_session_name(self, bytes instance, generation) except -1:
+        self.session_name = f"{instance[:4].hex()}-{generation}"
+        return 0
+
     cdef double now(self) noexcept:
         return monotonic()
 
@@ -245,7 +254,7 @@ cdef class SessionLink(SessionOwner):
 
     cdef int on_close(self, uint32_t code, str message, int close_code) except -1:
         if message:
-            logger.info("session of %s ends: %s", self.name, message, extra={"id": str(self.name)})
+            logger.info("session of %s ends: %s", self.name, message, extra=self.log_fields)
         self._closing = True
         self._close_code = close_code
         self._close_reason = message

@@ -97,6 +97,7 @@ class Agent:
         self._function = function
         self._handler = handler
         self._on_notify = on_notify
+        self._log_fields = {"id": settings.client_id}
         self._hooks = Hooks()
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
@@ -167,7 +168,7 @@ class Agent:
         for link in list(self._links):
             link.leave("the agent is leaving")
         if not await self._without_links(self.settings.drain_timeout):
-            logger.warning("requests were cut after %g s", self.settings.drain_timeout)
+            logger.warning("requests were cut after %g s", self.settings.drain_timeout, extra=self._log_fields)
         await self.close()
 
     async def close(self) -> None:
@@ -193,7 +194,7 @@ class Agent:
                 await self._service.stop()
         finally:
             self._closed.set()
-            logger.info("stopped")
+            logger.info("stopped", extra=self._log_fields)
 
     async def _without_links(self, seconds: float) -> bool:
         """Waits until every session is gone; false when some are left after `seconds`."""
@@ -268,14 +269,14 @@ class Agent:
             except ConnectionFailed as error:
                 failures += 1
                 wait = self._back_off(failures, refused=error.refused)
-                logger.warning("%s; next try in %.1f s", error, wait)
+                logger.warning("%s; next try in %.1f s", error, wait, extra=self._log_fields)
                 await asyncio.sleep(wait)
                 continue
             except Exception:
                 # A defect: the agent goes on trying all the same.
                 failures += 1
                 wait = self._back_off(failures, refused=True)
-                logger.exception("dialling failed; next try in %.1f s", wait)
+                logger.exception("dialling failed; next try in %.1f s", wait, extra=self._log_fields)
                 await asyncio.sleep(wait)
                 continue
             self._current = None if link.is_lost else link
@@ -298,7 +299,7 @@ class Agent:
                 await asyncio.sleep(random.uniform(0, min(spread, MAX_SPREAD_SECONDS)))
                 continue
             wait = self._back_off(failures, refused=refused)
-            logger.info("dialling again in %.1f s", wait)
+            logger.info("dialling again in %.1f s", wait, extra=self._log_fields)
             await asyncio.sleep(wait)
 
     def _back_off(self, failures: int, *, refused: bool) -> float:
@@ -331,7 +332,7 @@ class Agent:
         try:
             self._read_tls()
         except ConfigurationError as error:
-            logger.error("TLS stays as it was: %s", error)
+            logger.error("TLS stays as it was: %s", error, extra=self._log_fields)
         try:
             async with asyncio.timeout(settings.connect_timeout):
                 tls = await self._context()
@@ -389,7 +390,7 @@ class Agent:
             "connected to %s as %s",
             _without_query(self.settings.proxy_url),
             self.settings.client_id,
-            extra={"id": self.settings.client_id},
+            extra=link.log_fields,
         )
         if self._leaving:
             link.leave("the agent is leaving")
@@ -399,7 +400,7 @@ class Agent:
         assert link.goaway is not None
         if link.goaway.code:
             return  # an error: the proxy closes the session, and why it does says how soon to dial again
-        logger.info("the proxy is leaving: %r", link.goaway.message[:200])
+        logger.info("the proxy is leaving: %r", link.goaway.message[:200], extra=link.log_fields)
         if self._current is link:
             self._current = None
             self._changed.set()
@@ -426,7 +427,7 @@ class Agent:
         if self._current is link:
             self._current = None
             self._changed.set()
-            logger.info("disconnected: %s", why, extra={"id": self.settings.client_id})
+            logger.info("disconnected: %s", why, extra=link.log_fields)
 
     def notified(self, link: ServiceLink, content_type: str, data: bytes) -> None:
         """A one-way event of the proxy's."""

@@ -63,6 +63,7 @@ cdef class UpstreamRequest(StreamHandler):
     cdef int connected(self, UpstreamConnection connection) except -1
     cdef int failed(self, uint32_t code, str message) except -1
     cdef int wait_for_head(self) except -1
+    cdef dict log_fields(self)
     cdef int _write_body(self, const char* data, Py_ssize_t size) except -1
     cdef int _write_end(self) except -1
 

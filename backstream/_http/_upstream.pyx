@@ -11,6 +11,7 @@ Rules that hold here:
 import asyncio
 import errno
 import logging
+import re
 import socket
 import ssl
 
@@ -54,6 +55,7 @@ cdef enum:
     MAX_INTERIM = 16
 
 # RFC 9110 §9.2.2
+cdef object REQUEST_ID = re.compile(rb"\r\nx-request-id: ([^\r\n]*)")
 cdef frozenset IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
 
 
@@ -201,7 +203,7 @@ cdef class UpstreamService(Service):
             why = describe(error)
             if isinstance(error, TimeoutError):
                 why = f"no connection within {self.connect_timeout:g} s"
-            logger.warning("the upstream %s cannot be reached: %s", self.where, why)
+            logger.warning("the upstream %s cannot be reached: %s", self.where, why, extra=request.log_fields())
             code, words = _unreachable(error)
             request.failed(code, f"the upstream cannot be reached: {words}")
             self._serve_waiting()
@@ -275,6 +277,12 @@ cdef class UpstreamRequest(StreamHandler):
                 self._write_end()
         connection.loop.schedule_flush(connection)
         return 0
+
+    cdef dict log_fields(self):
+        """What log records about it carry."""
+        match = REQUEST_ID.search(self.head.data[:self.head.size])
+        return self.stream.session.owner.log_fields | {
+            "stream": self.stream.id, "request": match[1].decode("latin-1") if match is not None else None}
 
     cdef int failed(self, uint32_t code, str message) except -1:
         """No answer, or no whole one, will come."""
@@ -545,7 +553,8 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 # Bytes behind a complete answer that nobody asked for.
                 return self.close()
         except MessageError as error:
-            logger.warning("the upstream %s sent a malformed answer: %s", self.service.where, error)
+            logger.warning("the upstream %s sent a malformed answer: %s", self.service.where, error,
+                           extra=None if self.request is None else self.request.log_fields())
             self._broken(UPSTREAM_PROTOCOL, f"the upstream's answer is malformed: {error}")
         except StreamError as error:
             self._broken(error.code, f"the upstream's answer: {error}")
