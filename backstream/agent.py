@@ -29,7 +29,6 @@ from backstream._loop import loop_state
 from backstream._messages import Notify, RequestHead
 from backstream._service import CallbackService, Service, ServiceLink
 from backstream._session import Stream
-from backstream._thread import AgentThread
 from backstream._via import choose_via, connect_via
 from backstream._websocket import SUBPROTOCOL, dial_websocket
 from backstream._wsgi import WsgiApplication
@@ -37,6 +36,7 @@ from backstream.certificates import client_context, describe, is_refusal, stamp
 from backstream.config import AgentSettings, parse_proxy_url, parse_upstream
 from backstream.errors import ConfigurationError, ConnectionFailed
 from backstream.functions import Function
+from backstream.thread import AgentThread
 
 __all__ = ["Agent", "AsgiApp", "ContextFactory", "HandlerFactory"]
 

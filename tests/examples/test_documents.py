@@ -262,6 +262,13 @@ def test_every_page_is_in_the_site_and_in_the_readme() -> None:
         assert name == "index.md" or f"docs/{name}" in readme, f"README.md does not link to docs/{name}"
 
 
+def test_the_wsgi_application_of_the_page_is_served(serve: Serve) -> None:
+    client = serve("board.py")
+    assert until_served(client, "/hello/you").json() == {"hello": "you"}
+    assert client.post("/count", content=b"x" * 1_000_000).json() == {"bytes": 1_000_000}
+    assert client.get("/numbers").text == "1\n2\n3\n"
+
+
 # --- a user's tests -----------------------------------------------------------------------------------------
 
 
