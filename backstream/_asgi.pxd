@@ -61,6 +61,7 @@ cdef class AsgiRequest(StreamHandler):
         object sender                   # a future, while `send` waits
 
     cdef int _start_head_clock(self) except -1
+    cdef int _start_clock(self, double seconds) except -1
     cdef int _stop_head_clock(self) except -1
     cdef int _timed_out(self) except -1
     cdef object _message(self)

@@ -39,6 +39,7 @@ cdef enum:
 
 cdef dict ASGI_VERSION = {"version": "3.0", "spec_version": "2.4"}
 cdef double LIFESPAN_SECONDS = 60.0
+cdef double HANG_UP_SECONDS = 1.0   # for an application to go by itself, once its time limit has passed
 
 
 class ClientDisconnected(OSError):
@@ -575,17 +576,22 @@ cdef class AsgiRequest(StreamHandler):
             # The work goes on in the application: until it ends it counts against max_streams.
             self.holds_place = True
             stream.session.hold_place()
+            self._gone()
+            # Whether the agent's clock or the proxy's is first, the application is treated alike.
+            return self._start_clock(HANG_UP_SECONDS) if code == TIMEOUT and not self.started else 0
         return self._gone()
 
     cdef int _start_head_clock(self) except -1:
-        cdef HeadClock clock
         if self.head_timeout > 0 and not self.started and not self.disconnected:
-            clock = HeadClock.__new__(HeadClock)
-            clock.loop = self.service.loop
-            clock.request = self
-            self.head_clock = clock
-            clock.loop.set_deadline(clock, self.head_timeout)
+            self._start_clock(self.head_timeout)
         return 0
+
+    cdef int _start_clock(self, double seconds) except -1:
+        cdef HeadClock clock = HeadClock.__new__(HeadClock)
+        clock.loop = self.service.loop
+        clock.request = self
+        self.head_clock = clock
+        return clock.loop.set_deadline(clock, seconds)
 
     cdef int _stop_head_clock(self) except -1:
         if self.head_clock is not None:
@@ -595,13 +601,17 @@ cdef class AsgiRequest(StreamHandler):
         return 0
 
     cdef int _timed_out(self) except -1:
+        if self.disconnected:
+            # It was told and goes on: nobody else would ever end it.
+            self._log_failure(f"cancelled {HANG_UP_SECONDS:g} s after its time limit", exc_info=False)
+            self.task.cancel()
+            return 0
         self._log_failure(f"no response within {self.head_timeout:g} s", exc_info=False)
         self.holds_place = True
         self.stream.session.hold_place()
         self.stream.reset(TIMEOUT, "no response within the time limit")
         self._gone()
-        self.task.cancel()
-        return 0
+        return self._start_clock(HANG_UP_SECONDS)
 
     cdef int _gone(self) except -1:
         self._stop_head_clock()

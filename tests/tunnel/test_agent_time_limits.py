@@ -44,6 +44,28 @@ async def test_an_application_that_does_not_begin_its_response_is_cancelled_and_
         await until(lambda: app.cancelled == 1)
         await leaks.none()
     assert "no response within 0.1 s: GET /a/path" in caplog.text
+    assert "cancelled 1 s after its time limit: GET /a/path" in caplog.text
+
+
+async def test_an_application_that_goes_when_it_is_told_is_not_cancelled(caplog) -> None:
+    told = []
+
+    @http_only
+    async def app(scope, receive, send):
+        await receive()
+        told.append(await receive())
+
+    async with tunnel(app, proxy=NO_LIMIT, request_timeout=0.1) as pair:
+        assert (await pair.get()).status == 504
+    assert told == [{"type": "http.disconnect"}] and "cancelled" not in caplog.text
+
+
+async def test_an_application_that_goes_on_after_the_proxys_limit_is_cancelled_too(caplog) -> None:
+    app = Slow()
+    async with tunnel(app, proxy={"request_timeout": 0.1}) as pair:
+        assert (await pair.get()).status == 504
+        await until(lambda: app.cancelled == 1)
+    assert "cancelled 1 s after its time limit: GET /" in caplog.text
 
 
 async def test_a_response_that_has_begun_has_no_limit() -> None:
@@ -53,7 +75,7 @@ async def test_a_response_that_has_begun_has_no_limit() -> None:
         assert (await wire.head()).status == 200
         assert await wire.chunk() == b"begun"
         assert (await pair.get()).status == 504  # which takes longer than the limit
-        assert app.cancelled == 1
+        assert app.cancelled == 0
         wire.close()
         await pair.agents[0].close()
 
