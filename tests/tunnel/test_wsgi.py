@@ -494,6 +494,8 @@ async def test_threads_end_with_the_agent() -> None:
 async def test_nothing_is_left_of_requests() -> None:
     async with tunnel(echo) as pair:
         await pair.get("/", method="POST", body=b"x" * 100_000)
+        await pair.settled()
+        await until(lambda: pair.proxy.connection_count == 0)
         leaks = Leaks()
         for _ in range(20):
             assert (await pair.get("/", method="POST", body=b"x" * 100_000)).complete
