@@ -1225,8 +1225,8 @@ class AgentSettings:
         ),
     )
     """Seconds from the request's end to the response's head, 0 for no limit. What the proxy or the client's
-    `x-backstream-request-timeout` leaves comes before it; the agent holds the service to that too. On the seed wire, where nobody
-    tells the agent that a client has gone, it counts to the end of the answer."""
+    `x-backstream-request-timeout` leaves comes before it; the agent holds the service to that too. On the seed wire,
+    where nobody tells the agent that a client has gone, it counts to the end of the answer."""
 
     reconnect_min: float = field(
         default=0.1,

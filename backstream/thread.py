@@ -34,6 +34,8 @@ class AgentThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        # Not `join`: interrupted, it takes a thread that runs for one that has ended (Python 3.11, 3.12).
+        self._ended = threading.Event()
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread = threading.Thread(
             target=self._run, name=f"backstream agent {agent.settings.client_id}", daemon=True
@@ -60,7 +62,7 @@ class AgentThread:
 
         timeout: seconds, None for no limit. Raises TimeoutError, and ConnectionFailed when the agent is closed before.
         """
-        if self._loop is None or not self._thread.is_alive():
+        if self._loop is None or self._ended.is_set():
             raise RuntimeError("the agent does not run any more")
         future = asyncio.run_coroutine_threadsafe(self.agent.wait_connected(), self._loop)
         try:
@@ -92,10 +94,11 @@ class AgentThread:
             raise RuntimeError("an agent's own thread cannot wait for its end: use await agent.drain() there")
         self._ask(drain)
         try:
+            self._ended.wait()
             self._thread.join()
         except BaseException:
             self._ask(False)
-            self._thread.join(EXIT_SECONDS)
+            self._ended.wait(EXIT_SECONDS)
             raise
         finally:
             atexit.unregister(self._at_exit)
@@ -109,11 +112,17 @@ class AgentThread:
 
     def _at_exit(self) -> None:
         self._ask(False)
-        self._thread.join(EXIT_SECONDS)
+        self._ended.wait(EXIT_SECONDS)
 
     # --- in the thread ---
 
     def _run(self) -> None:
+        try:
+            self._run_loop()
+        finally:
+            self._ended.set()
+
+    def _run_loop(self) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             self._loop = runner.get_loop()
             try:

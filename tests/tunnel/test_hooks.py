@@ -45,31 +45,33 @@ async def test_the_hooks_are_called_whenever_the_agent_becomes_reachable_and_is_
 
 async def test_a_session_that_is_replaced_without_a_gap_is_not_told() -> None:
     events = []
-    async with backstream.Proxy(proxy_settings(reuse_port=True)) as first:
-        async with backstream.Proxy(proxy_settings(listen=f"127.0.0.1:{first.address[1]}", reuse_port=True)) as second:
-            agent = agent_for(
-                url_of(first), on_connect=lambda _: events.append("on"), on_disconnect=lambda *_: events.append("off")
-            )
-            async with agent:
-                await agent.wait_connected()
-                await until(lambda: len(first.agents) + len(second.agents) == 1)
-                old, new = (first, second) if len(first.agents) else (second, first)
-                # The port is both proxies': one of the connections comes to the old one.
-                wires = [await Wire.connect(old.address) for _ in range(10)]
-                for wire in wires:
-                    await wire.send(request(method="POST", lines=["Transfer-Encoding: chunked"]))
-                await until(lambda: sum(link.stream_count for link in old.agents) > 0)
-                draining = asyncio.create_task(old.drain())
-                await until(lambda: len(new.agents) == 1)
-                # Its answer comes by the new session, so that one is ready.
-                async with await Wire.connect(new.address) as wire:
-                    await wire.send(request())
-                    assert (await wire.answer()).status == 200
-                for wire in wires:
-                    wire.close()
-                await draining
-                await until(lambda: len(agent.sessions) == 1)
-                assert events == ["on"] and agent.connected
+    async with (
+        backstream.Proxy(proxy_settings(reuse_port=True)) as first,
+        backstream.Proxy(proxy_settings(listen=f"127.0.0.1:{first.address[1]}", reuse_port=True)) as second,
+    ):
+        agent = agent_for(
+            url_of(first), on_connect=lambda _: events.append("on"), on_disconnect=lambda *_: events.append("off")
+        )
+        async with agent:
+            await agent.wait_connected()
+            await until(lambda: len(first.agents) + len(second.agents) == 1)
+            old, new = (first, second) if len(first.agents) else (second, first)
+            # The port is both proxies': one of the connections comes to the old one.
+            wires = [await Wire.connect(old.address) for _ in range(10)]
+            for wire in wires:
+                await wire.send(request(method="POST", lines=["Transfer-Encoding: chunked"]))
+            await until(lambda: sum(link.stream_count for link in old.agents) > 0)
+            draining = asyncio.create_task(old.drain())
+            await until(lambda: len(new.agents) == 1)
+            # Its answer comes by the new session, so that one is ready.
+            async with await Wire.connect(new.address) as wire:
+                await wire.send(request())
+                assert (await wire.answer()).status == 200
+            for wire in wires:
+                wire.close()
+            await draining
+            await until(lambda: len(agent.sessions) == 1)
+            assert events == ["on"] and agent.connected
 
 
 async def test_a_hook_that_fails_is_logged_and_no_more(caplog) -> None:

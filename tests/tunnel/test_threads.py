@@ -125,23 +125,26 @@ async def app(scope, receive, send):
         await asyncio.sleep(3600)
     raise NotImplementedError
 
+def left(agent, why):
+    print("left", flush=True)
+
 settings = backstream.AgentSettings(proxy_url=sys.argv[1], client_id="svc")
 {body}
 """
 FORGOTTEN = """
-running = backstream.Agent(settings, app).start_in_thread()
+running = backstream.Agent(settings, app, on_disconnect=left).start_in_thread()
 running.wait_connected(15)
 print("connected", flush=True)
 sys.stdin.readline()
 """
 CONTEXT = """
-with backstream.Agent(settings, app).start_in_thread() as running:
+with backstream.Agent(settings, app, on_disconnect=left).start_in_thread() as running:
     running.wait_connected(15)
     print("connected", flush=True)
     time.sleep(60)
 """
 STOPPING = """
-running = backstream.Agent(settings, app).start_in_thread()
+running = backstream.Agent(settings, app, on_disconnect=left).start_in_thread()
 running.wait_connected(15)
 print("connected", flush=True)
 sys.stdin.readline()
@@ -153,13 +156,13 @@ async def app(scope, receive, send):
     await receive()
     await receive()
 
-backstream.Agent(settings, app).start_in_thread()
+backstream.Agent(settings, app, on_disconnect=left).start_in_thread()
 """
 ASYNC = """
 import asyncio
 
 async def main():
-    async with backstream.Agent(settings, app) as agent:
+    async with backstream.Agent(settings, app, on_disconnect=left) as agent:
         await agent.wait_connected()
         print("connected", flush=True)
         await agent.wait_closed()
@@ -213,9 +216,10 @@ async def test_a_program_ends_at_once_and_its_agent_in_good_order(body, interrup
                 await until(lambda: not pair.proxy.agents.by_id(ID.encode()))
             if interrupt:
                 process.send_signal(signal.SIGINT)
-            _, errors = await asyncio.to_thread(process.communicate, None if interrupt else "", LIMIT)
+            output, errors = await asyncio.to_thread(process.communicate, None if interrupt else "", LIMIT)
             assert time.monotonic() - began < 4
             assert process.returncode == status, errors
+            assert output == ("" if body == STARTING else "left\n")
             # asyncio.run shows what it cancelled, too.
             assert errors.count("Traceback") == (0 if not interrupt else 2 if body == ASYNC else 1), errors
             assert not interrupt or errors.endswith("KeyboardInterrupt\n"), errors

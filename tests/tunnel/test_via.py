@@ -122,7 +122,7 @@ async def test_the_environments_forward_proxy_is_used_at_each_dial(monkeypatch, 
     async with agent_for("ws://nowhere.invalid/ws") as agent:
         await until(lambda: "the environment names cannot be used" in caplog.text)
         with forward() as through:
-            monkeypatch.setenv("HTTP_PROXY", through.url("http"))
+            monkeypatch.setenv("HTTP_PROXY", through.url("socks5h"))
             await through.passed("nowhere.invalid")
         assert not agent.connected
     assert "secret" not in caplog.text
