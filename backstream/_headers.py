@@ -32,6 +32,6 @@ class Headers(Mapping[str, str]):
         return f"Headers({[(name.decode('ascii'), value.decode('latin-1')) for name, value in self.raw]})"
 
     def get_all(self, name: str) -> list[str]:
-        """Every value of a name, in order."""
+        """Every value of a name, in order (for Set-Cookie, which can't be joined)."""
         wanted = name.lower().encode("latin-1", "replace")
         return [value.decode("latin-1") for key, value in self.raw if key == wanted]
