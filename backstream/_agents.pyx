@@ -85,12 +85,13 @@ cdef class AgentLink(SessionLink):
     cdef int on_hello(self, object hello) except -1:
         self.instance = hello.instance
         self.generation = hello.generation
+        self.set_session_name(hello.instance, hello.generation)
         self._set_deadline()
         self.table.register(self)
         return 0
 
     cdef int on_goaway(self, object goaway) except -1:
-        logger.info("agent %s is leaving: %r", self.name, goaway.message[:200], extra={"id": self.name})
+        logger.info("agent %s is leaving: %r", self.name, goaway.message[:200], extra=self.log_fields)
         self.table.withdraw(self, goaway.message[:200])
         return self.on_capacity()
 
@@ -103,7 +104,8 @@ cdef class AgentLink(SessionLink):
         return 0
 
     cdef int on_handler_error(self, Stream stream, object error) except -1:
-        logger.error("stream %d of agent %s failed", stream.id, self.name, exc_info=error, extra={"id": self.name})
+        logger.error("stream %d of agent %s failed", stream.id, self.name, exc_info=error,
+                     extra=self.log_fields | {"stream": stream.id})
         return 0
 
     cdef int lost(self, str message) except -1:
@@ -483,7 +485,7 @@ cdef class AgentTable:
         group.add(link)
         if replaced is not None:
             replaced.retire("a newer session of this agent took over")
-        logger.info("agent %s connected from %s", link.name, _text(link.address), extra={"id": link.name})
+        logger.info("agent %s connected from %s", link.name, _text(link.address), extra=link.log_fields)
         link.announced = True
         self.tell("connected", link, "")
         if self.draining:
@@ -500,7 +502,7 @@ cdef class AgentTable:
         self.leave(link)
         if link.instance is not None:
             logger.info("agent %s disconnected from %s: %s", link.name, _text(link.address), message,
-                        extra={"id": link.name})
+                        extra=link.log_fields)
         self.tell("disconnected", link, message)
 
     def _see(self, bytes client_id):

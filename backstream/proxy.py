@@ -23,6 +23,7 @@ from backstream._http._clients import ClientTable
 from backstream._http._server import ServerConnection, ServerContext
 from backstream._loop import loop_state
 from backstream._messages import Notify
+from backstream._session import Stream
 from backstream._websocket import SUBPROTOCOL, accept_websocket
 from backstream.certificates import server_context
 from backstream.config import ProxySettings, parse_address
@@ -443,8 +444,10 @@ def _log_access(
     size: int,
     seconds: float,
     request_id: bytes,
+    stream: Stream | None,
 ) -> None:
     address = connection.client_address
+    link: Any = stream.session.owner if stream is not None else None
     access_logger.info(
         "%s %s %s %d %d %.3fs",
         address[0] if address else "-",
@@ -455,6 +458,8 @@ def _log_access(
         seconds,
         extra={
             "id": client_id.decode("latin-1"),
+            "session": link.session_name if link is not None else None,
+            "stream": stream.id if stream is not None else None,
             "status": status,
             "bytes": size,
             "seconds": round(seconds, 6),

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final
 
 from backstream._agents import AgentLink, AgentTable
 from backstream._call import Call
-from backstream._messages import Body, Fields, RequestHead, ResponseHead
+from backstream._headers import Headers
+from backstream._messages import Body, RequestHead, ResponseHead
 from backstream.errors import ErrorCode, HeadError, RequestFailed, ResponseCut, StreamError
 
 __all__ = ["Calls", "Content", "HeaderTypes", "Headers", "Response", "send"]
@@ -36,34 +37,6 @@ ONE_HOP: Final = frozenset(
 OWN: Final = b"x-backstream-"
 MAX_READ: Final = 64 * 1024 * 1024
 """Bytes that `Response.aread` puts together unless it is told otherwise."""
-
-
-class Headers(Mapping[str, str]):
-    """Header fields by name, without regard to case; a name that comes again has its values joined by ", "."""
-
-    def __init__(self, fields: Fields) -> None:
-        self.raw = fields
-        """(name in lower case, value) pairs of bytes, as they came."""
-
-    def __getitem__(self, name: str) -> str:
-        values = self.get_all(name)
-        if not values:
-            raise KeyError(name)
-        return ", ".join(values)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(name.decode("ascii") for name, _ in self.raw))
-
-    def __len__(self) -> int:
-        return len({name for name, _ in self.raw})
-
-    def __repr__(self) -> str:
-        return f"Headers({[(name.decode('ascii'), value.decode('latin-1')) for name, value in self.raw]})"
-
-    def get_all(self, name: str) -> list[str]:
-        """Every value of a name, in order (for Set-Cookie, which can't be joined)."""
-        wanted = name.lower().encode("latin-1", "replace")
-        return [value.decode("latin-1") for key, value in self.raw if key == wanted]
 
 
 class Response:

@@ -277,7 +277,8 @@ Every public name of `backstream` and `backstream.streams`, with the signature a
 code. [Embed proxy and agent](../how-to/embed.md) shows them at work, and the repository's folder `examples/` has a
 program for each way of using them.
 
-The package is typed (`py.typed`). Nothing here may be called from another thread than the event loop's.
+The package is typed (`py.typed`). Nothing here may be called from another thread than the event loop's, but for an
+`AgentThread`.
 """
 GROUPS_OF_NAMES = (
     ("Proxy and agent", ("Proxy", "AgentTable", "AgentLink", "Events", "AgentEvent", "Agent", "Handshake"), ""),
@@ -310,6 +311,24 @@ GROUPS_OF_NAMES = (
         "One tree, by what the caller can do about them; [Errors and statuses](errors.md) has the codes.",
     ),
     ("Version", ("__version__",), ""),
+)
+GROUPS_OF_MODULES = (
+    (
+        "backstream.functions",
+        ("Request", "Response", "Headers", "ClientDisconnected"),
+        "For `Agent(settings, function=…)`: [serve a function](../how-to/functions.md).",
+    ),
+    (
+        "backstream.thread",
+        ("AgentThread",),
+        "What `Agent.start_in_thread` returns: [from a program that is not "
+        "asynchronous](../how-to/embed.md#from-a-program-that-is-not-asynchronous).",
+    ),
+    (
+        "backstream.pytest_plugin",
+        ("Tunnel",),
+        "What the fixture `backstream_tunnel` makes: [test through the tunnel](../how-to/pytest.md).",
+    ),
 )
 PUBLIC = tuple(value for value in map(vars(backstream).get, backstream.__all__) if inspect.isclass(value))
 # Methods whose names are public because another module of the package calls them.
@@ -357,6 +376,10 @@ def write_library() -> str:
             parts.append("\n" + fill(text) + "\n")
         for name in names:
             parts.append("\n" + describe(name))
+    for module, names, text in GROUPS_OF_MODULES:
+        parts.append(f"\n## {module}\n\n{fill(text)}\n")
+        for name in names:
+            parts.append("\n" + describe(name, importlib.import_module(module)))
     parts.append(STREAMS_HEAD)
     parts.append(fill(prose(streams.__doc__)) + "\n")
     for name in streams.__all__:
@@ -369,7 +392,10 @@ def write_library() -> str:
     parts.append("| name | is |\n|---|---|\n")
     for module, name in (
         ("backstream.proxy", "Authorize"),
-        ("backstream.agent", "AsgiApp"),
+        ("backstream._applications", "AsgiApp"),
+        ("backstream._wsgi", "WsgiApplication"),
+        ("backstream.functions", "Function"),
+        ("backstream.agent", "ContextFactory"),
         ("backstream.agent", "HandlerFactory"),
         ("backstream._messages", "Fields"),
         ("backstream.requests", "HeaderTypes"),

@@ -979,6 +979,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self.context.access_log(self, self.logged_method, self.logged_target,
                                     self.exchange.client_id if self.exchange is not None else b"", self.status,
                                     self.sent_bytes, monotonic() - self.started_at,
-                                    self.request_id.text[:self.request_id.size])
+                                    self.request_id.text[:self.request_id.size],
+                                    self.exchange.stream if self.exchange is not None else None)
             self.logged_method = None
         return 0

@@ -260,3 +260,20 @@ def test_every_page_is_in_the_site_and_in_the_readme() -> None:
         name = page.relative_to(ROOT / "docs").as_posix()
         assert f": {name}\n" in contents, f"mkdocs.yml does not list {name}"
         assert name == "index.md" or f"docs/{name}" in readme, f"README.md does not link to docs/{name}"
+
+
+def test_the_wsgi_application_of_the_page_is_served(serve: Serve) -> None:
+    client = serve("board.py")
+    assert until_served(client, "/hello/you").json() == {"hello": "you"}
+    assert client.post("/count", content=b"x" * 1_000_000).json() == {"bytes": 1_000_000}
+    assert client.get("/numbers").text == "1\n2\n3\n"
+
+
+# --- a user's tests -----------------------------------------------------------------------------------------
+
+
+def test_the_tests_of_the_page_on_pytest_pass(tmp_path: Path) -> None:
+    for name in ("prices.py", "test_prices.py", "test_tunnels.py"):
+        (tmp_path / name).write_text(pages.named(name).text)
+    output = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:asyncio")
+    assert "3 passed" in output
