@@ -238,6 +238,14 @@ def test_fastapi_serves_reads_and_writes_its_items(proxy: str, client: httpx.Cli
     assert client.get("/items/4").json() == {"detail": "there is no item 4"}
 
 
+def test_flask_streams_both_ways_from_a_program_without_asyncio(proxy: str, client: httpx.Client, start: Start) -> None:
+    program = connected(start, "flask_app.py", proxy)
+    with client.stream("GET", "/countdown/2") as response:
+        assert list(response.iter_lines()) == ["2", "1", "lift-off"]
+    assert client.post("/count", content=iter([bytes(100_000)] * 3)).json() == {"bytes": 300_000}
+    assert program.stop(signal.SIGINT) == (0, "")
+
+
 def test_the_chat_streams_token_by_token_and_stops_when_its_client_leaves(
     proxy: str, client: httpx.Client, start: Start
 ) -> None:
