@@ -32,7 +32,7 @@ cdef enum:
 
 
 cdef inline int add_piece(list pieces, bytes data) except -1:
-    """Adds to bytes that are kept as they came; small ones are joined, since each by itself costs many times its size."""
+    """Adds to bytes that are kept as they came. Small ones are joined: each by itself costs many times its size."""
     cdef bytes last
     cdef Py_ssize_t at = len(pieces) - 1
     if at >= 0 and len(data) < SMALL_PIECE:
