@@ -11,12 +11,17 @@ cdef enum Wait:
 
 
 cdef class AgentLink(SessionLink):
-    """The proxy's end of an agent's session."""
+    """An agent that is connected: the proxy's end of its session.
+
+    client_id: the id that it holds, as bytes. address: (host, port) that it came from. instance: 16 random bytes that
+    tell agents of one id apart; None until its HELLO came. generation: the number of this session among the agent's.
+    bytes_received, bytes_sent: of the session's messages.
+    """
     cdef:
         # identity
         readonly bytes client_id
         readonly object address         # (host, port) of the agent, or None
-        readonly double since           # monotonic seconds
+        double _connected_at            # Unix time, seconds
         readonly bytes instance         # of the agent's HELLO
         readonly uint64_t generation
         # place in the table
@@ -24,6 +29,13 @@ cdef class AgentLink(SessionLink):
         AgentGroup group                # while it takes new streams
         int heap_index
         uint64_t turn
+        dict waiting                    # exchanges, in order, that wait for room on this session and no other
+        bint serving                    # `_serve_waiting` runs
+        bint announced                  # it was told of as connected
+
+    cdef bint only_congested(self) noexcept
+    cdef bint takes_streams(self) noexcept
+    cdef int _serve_waiting(self) except -1
 
 
 cdef class AgentGroup:
@@ -47,7 +59,7 @@ cdef class AgentGroup:
 
 
 cdef class AgentTable:
-    """Who can serve what: the agents by client id, and the ids that were seen."""
+    """The agents by client id: `len` counts the sessions, iterating gives each as an `AgentLink`."""
     cdef:
         readonly object settings        # ProxySettings
         readonly WindowBudget budget
@@ -61,11 +73,14 @@ cdef class AgentTable:
         double _started
         readonly bint draining
         public object on_notify         # called with an AgentLink and its Notify, or None
+        public object on_event          # called with a kind, an AgentLink and a reason, or None
+        public object sender            # what sends the requests of the program that embeds the proxy
         object _emptied                 # an asyncio.Event
 
     cdef AgentLink pick(self, bytes client_id, AgentLink other_than)
-    cdef Wait wait(self, object exchange, bytes client_id) except *
-    cdef int stop_waiting(self, object exchange, bytes client_id, Wait reason) except -1
+    cdef Wait wait(self, object exchange, bytes client_id, AgentLink only) except *
+    cdef int stop_waiting(self, object exchange, bytes client_id, AgentLink only, Wait reason) except -1
     cdef int leave(self, AgentLink link) except -1
+    cdef int tell(self, str kind, AgentLink link, str reason) except -1
     cdef bint knows(self, bytes client_id)
     cdef bint is_young(self) noexcept

@@ -6,7 +6,9 @@ one is a look at its top. Ids that went away stay known for a day, so that 503 (
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
+from datetime import datetime, timezone
 
 from backstream._flow cimport BudgetShare, WindowBudget
 from backstream._loop cimport LoopState, monotonic
@@ -43,7 +45,7 @@ cdef class AgentLink(SessionLink):
         self.client_id = client_id
         self.name = client_id.decode("ascii")
         self.address = address
-        self.since = monotonic()
+        self._connected_at = time.time()
         self.heap_index = -1
         hello = Hello(
             software=SOFTWARE, instance=os.urandom(16), generation=1, initial_window=settings.initial_window,
@@ -71,7 +73,9 @@ cdef class AgentLink(SessionLink):
             self.table.leave(self)
         elif self.group is not None:
             self.group.moved(self)
-            if self.group.waiting:
+            if self.waiting and not self.serving:
+                self._serve_waiting()
+            if self.group is not None and self.group.waiting:
                 self.group.serve_waiting(self.table)
         elif self._retired() and self.session is not None and self.session.opened == 0 and not self.session.closed:
             # Replaced or leaving, and its last stream has ended.
@@ -81,13 +85,14 @@ cdef class AgentLink(SessionLink):
     cdef int on_hello(self, object hello) except -1:
         self.instance = hello.instance
         self.generation = hello.generation
+        self.set_session_name(hello.instance, hello.generation)
         self._set_deadline()
         self.table.register(self)
         return 0
 
     cdef int on_goaway(self, object goaway) except -1:
-        logger.info("agent %s is leaving: %r", self.name, goaway.message[:200], extra={"id": self.name})
-        self.table.leave(self)
+        logger.info("agent %s is leaving: %r", self.name, goaway.message[:200], extra=self.log_fields)
+        self.table.withdraw(self, goaway.message[:200])
         return self.on_capacity()
 
     cdef int on_notify(self, str content_type, bytes data) except -1:
@@ -99,7 +104,8 @@ cdef class AgentLink(SessionLink):
         return 0
 
     cdef int on_handler_error(self, Stream stream, object error) except -1:
-        logger.error("stream %d of agent %s failed", stream.id, self.name, exc_info=error, extra={"id": self.name})
+        logger.error("stream %d of agent %s failed", stream.id, self.name, exc_info=error,
+                     extra=self.log_fields | {"stream": stream.id})
         return 0
 
     cdef int lost(self, str message) except -1:
@@ -111,9 +117,58 @@ cdef class AgentLink(SessionLink):
 
     def retire(self, str reason):
         """Takes no new streams; closes when the last one has ended."""
-        self.table.leave(self)
+        self.table.withdraw(self, reason)
         self.session.go_away(0, reason)
         self.on_capacity()
+
+    cdef bint only_congested(self) noexcept:
+        """Whether it has room for streams and only its transport is full for the moment."""
+        return (self.session.congested and not self.session.closed
+                and self.session.opened < self.session._peer_max_streams)
+
+    cdef bint takes_streams(self) noexcept:
+        return self.group is not None and self.session.can_open()
+
+    cdef int _serve_waiting(self) except -1:
+        """There is room again: lets those that wait for this session alone try, in order."""
+        self.serving = True     # a stream that opens comes here again
+        try:
+            while self.waiting and self.takes_streams():
+                exchange = next(iter(self.waiting))
+                del self.waiting[exchange]
+                self.table.waiting -= 1
+                exchange.try_again()
+        finally:
+            self.serving = False
+        return 0
+
+    async def request(self, method, target, *, headers=(), content=None, timeout=None):
+        """Sends a request down this session and returns its `Response` once the head has come.
+
+        method: such as "GET". target: path and query, as they are to stand in the request ("/a%20b?c=d").
+        headers: a mapping or (name, value) pairs, of str or bytes; Host is the request's authority. content: the body,
+        as bytes or an asynchronous iterator of them, which is asked for more as the agent takes it. timeout: seconds
+        for the response's head from the request's end, 0 for no limit, None for the proxy's `request_timeout`.
+
+        Raises RequestFailed when no response comes, ValueError for a head that HTTP does not allow. Cancelled, it
+        resets the stream.
+        """
+        return await self.table.sender(self, method, target, headers=headers, content=content, timeout=timeout)
+
+    @property
+    def id(self) -> str:
+        """The client id that it holds."""
+        return self.name
+
+    @property
+    def since(self):
+        """When it connected, as a `datetime` in UTC."""
+        return datetime.fromtimestamp(self._connected_at, timezone.utc)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no new requests any more: it is leaving, or a newer session of its agent took over."""
+        return self.group is None
 
     @property
     def wire(self) -> str:
@@ -208,8 +263,7 @@ cdef class AgentGroup:
         """Whether an agent has room for streams and only its transport is full for the moment."""
         cdef AgentLink link
         for link in self.heap:
-            if (link.session.congested and not link.session.closed
-                    and link.session.opened < link.session._peer_max_streams):
+            if link.only_congested():
                 return True
         return False
 
@@ -282,10 +336,18 @@ cdef class AgentTable:
     def __iter__(self):
         return iter(list(self._links))
 
-    def by_id(self, bytes client_id) -> list:
-        """The agents that take streams for an id."""
-        cdef AgentGroup group = self._groups.get(client_id)
+    def by_id(self, client_id) -> list:
+        """The agents that take streams for an id, the one with the fewest streams first."""
+        cdef AgentGroup group
+        if isinstance(client_id, str):
+            client_id = client_id.encode("latin-1", "replace")
+        group = self._groups.get(client_id)
         return [] if group is None else list(group.heap)
+
+    def get(self, client_id):
+        """Of the agents that take streams for an id, the one with the fewest; None where there is none."""
+        found = self.by_id(client_id)
+        return found[0] if found else None
 
     def refusal(self, bytes client_id):
         """Why another agent can't be taken now, or None."""
@@ -307,11 +369,22 @@ cdef class AgentTable:
         cdef object group = self._groups.get(client_id)
         return None if group is None else (<AgentGroup>group).best(other_than)
 
-    cdef Wait wait(self, object exchange, bytes client_id) except *:
-        """Calls `exchange.try_again()` when there may be an agent for it, and says what it waits for."""
+    cdef Wait wait(self, object exchange, bytes client_id, AgentLink only) except *:
+        """Calls `exchange.try_again()` when there may be an agent for it, and says what it waits for.
+
+        only: the one session that will do, None where each of the id's will.
+        """
         cdef AgentGroup group = self._groups.get(client_id)
         if self.waiting >= self.settings.max_waiting:
             return WAIT_NONE
+        if only is not None:
+            if only.group is None or not only.only_congested():
+                return WAIT_NONE
+            if only.waiting is None:
+                only.waiting = {}
+            only.waiting[exchange] = None
+            self.waiting += 1
+            return WAIT_ROOM
         if group is not None:
             if not group.only_congested():
                 return WAIT_NONE
@@ -324,11 +397,13 @@ cdef class AgentTable:
         self.waiting += 1
         return WAIT_AGENT
 
-    cdef int stop_waiting(self, object exchange, bytes client_id, Wait reason) except -1:
+    cdef int stop_waiting(self, object exchange, bytes client_id, AgentLink only, Wait reason) except -1:
         """The exchange does not wait any longer."""
         cdef AgentGroup group
         cdef dict line = None
-        if reason == WAIT_ROOM:
+        if only is not None:
+            line = only.waiting
+        elif reason == WAIT_ROOM:
             group = self._groups.get(client_id)
             line = None if group is None else group.waiting
         elif reason == WAIT_AGENT:
@@ -354,11 +429,27 @@ cdef class AgentTable:
         group.remove(link)
         link.group = None
         self._see(link.client_id)
+        if link.waiting:
+            line = link.waiting
+            link.waiting = None
+            self._try_again(line)
         if not group.heap:
             del self._groups[link.client_id]
             line = group.waiting
             group.waiting = {}
             self._try_again(line)
+        return 0
+
+    def withdraw(self, AgentLink link, str reason):
+        """The session takes no new streams; those that run go on."""
+        if link.group is not None:
+            self.leave(link)
+            self.tell("draining", link, reason)
+
+    cdef int tell(self, str kind, AgentLink link, str reason) except -1:
+        """Says what happened to an agent that was told of as connected."""
+        if self.on_event is not None and link.announced:
+            self.on_event(kind, link, reason)
         return 0
 
     cdef bint knows(self, bytes client_id):
@@ -394,7 +485,9 @@ cdef class AgentTable:
         group.add(link)
         if replaced is not None:
             replaced.retire("a newer session of this agent took over")
-        logger.info("agent %s connected from %s", link.name, _text(link.address), extra={"id": link.name})
+        logger.info("agent %s connected from %s", link.name, _text(link.address), extra=link.log_fields)
+        link.announced = True
+        self.tell("connected", link, "")
         if self.draining:
             link.session.go_away(0, "the proxy is shutting down")
         line = self._awaited.pop(link.client_id, None)
@@ -409,7 +502,8 @@ cdef class AgentTable:
         self.leave(link)
         if link.instance is not None:
             logger.info("agent %s disconnected from %s: %s", link.name, _text(link.address), message,
-                        extra={"id": link.name})
+                        extra=link.log_fields)
+        self.tell("disconnected", link, message)
 
     def _see(self, bytes client_id):
         self._seen[client_id] = monotonic()

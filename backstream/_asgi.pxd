@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint32_t
 
 from backstream._codec cimport FieldArray, RequestHead, Slice
+from backstream._loop cimport LoopMember
 from backstream._service cimport Service
 from backstream._session cimport Stream, StreamHandler
 
@@ -17,7 +18,9 @@ cdef class AsgiService(Service):
         dict peers                      # ip:port -> (host, port)
         dict authorities                # host:port -> (host, port)
         FieldArray fields
+        str lifespan_mode               # auto, on, off
         object lifespan
+        double request_timeout          # seconds, 0 for no limit
         list held_starts                # requests whose head waits for the turn's end
 
     cdef int begin(self, AsgiRequest request, Stream stream, bint end) except -1
@@ -40,10 +43,13 @@ cdef class AsgiRequest(StreamHandler):
         bint body_ended
         bint body_delivered             # with more_body False
         bint wants_continue
-        bint disconnected
+        readonly bint disconnected
         bint holds_place                # among the session's streams, though its own is gone
         dict returned                   # a message that the application asked for and did not take
         object receiver                 # a future, while `receive` waits
+        # the time limit of the response's head
+        double head_timeout             # seconds from the request's end, 0 for none
+        HeadClock head_clock            # while it runs
         # the response
         dict start                      # held until it is known whether a body follows
         bint started
@@ -54,6 +60,10 @@ cdef class AsgiRequest(StreamHandler):
         int64_t length                  # bytes left of what was promised, -1 for none
         object sender                   # a future, while `send` waits
 
+    cdef int _start_head_clock(self) except -1
+    cdef int _start_clock(self, double seconds) except -1
+    cdef int _stop_head_clock(self) except -1
+    cdef int _timed_out(self) except -1
     cdef object _message(self)
     cdef int _wake_receiver(self) except -1
     cdef int _wake_sender(self) except -1
@@ -61,6 +71,11 @@ cdef class AsgiRequest(StreamHandler):
     cdef int _send_head(self, bytes first, bint more) except -1
     cdef int _respond(self, int status, object headers, bytes first, bint more) except -1
     cdef list _take_fields(self, FieldArray fields, object headers)
+
+
+cdef class HeadClock(LoopMember):
+    """The deadline of a response's head."""
+    cdef AsgiRequest request
 
 
 cdef class Ready:

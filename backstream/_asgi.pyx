@@ -19,7 +19,7 @@ from backstream._codec cimport (
 )
 from backstream._http._message cimport content_length, trim
 from backstream._http._trailers cimport keep_trailers
-from backstream._loop cimport loop_state
+from backstream._loop cimport LoopMember, loop_state
 from backstream._service cimport Service
 from backstream._session cimport Stream, StreamHandler
 
@@ -32,12 +32,14 @@ cdef object Task = asyncio.Task
 cdef enum:
     TOO_LARGE = 37
     APP_ERROR = 36
+    TIMEOUT = 32
     NO_ERROR = 0
     CACHED = 1024
     DISCONNECT_TURNS = 5    # of the loop: from a task's http.disconnect through its waiter to the sender's cancellation
 
 cdef dict ASGI_VERSION = {"version": "3.0", "spec_version": "2.4"}
 cdef double LIFESPAN_SECONDS = 60.0
+cdef double HANG_UP_SECONDS = 1.0   # for an application to go by itself, once its time limit has passed
 
 
 class ClientDisconnected(OSError):
@@ -80,8 +82,10 @@ cdef Ready DONE = Ready()
 
 cdef class AsgiService(Service):
 
-    def __init__(self, app, root_path=""):
+    def __init__(self, app, root_path="", lifespan="auto", double request_timeout=0.0):
         self.app = app
+        self.lifespan_mode = lifespan
+        self.request_timeout = request_timeout
         self.root_path = root_path.rstrip("/")
         self.root_path_bytes = self.root_path.encode()
         self.state = {}
@@ -96,8 +100,9 @@ cdef class AsgiService(Service):
         self.loop = loop_state()
         self.asyncio_loop = asyncio.get_running_loop()
         self.task_factory = self.asyncio_loop.get_task_factory()
-        self.lifespan = Lifespan(self.app, self.state)
-        await self.lifespan.startup()
+        if self.lifespan_mode != "off":
+            self.lifespan = Lifespan(self.app, self.state, self.lifespan_mode == "on")
+            await self.lifespan.startup()
 
     async def stop(self):
         """Cancels what still runs, then runs the application's shutdown."""
@@ -114,6 +119,9 @@ cdef class AsgiService(Service):
         # An upgrade that is not taken: the request has no body, and ends with its answer.
         self.begin(request, stream, end or head.upgrade.size > 0)
         request.scope = self._scope(request, head)
+        request.head_timeout = head.time_budget_ms / 1000.0 if head.time_budget_ms else self.request_timeout
+        if request.body_ended:
+            request._start_head_clock()
         self.run(request)
         return request
 
@@ -237,11 +245,12 @@ cdef class AsgiRequest(StreamHandler):
         except ClientDisconnected:
             pass
         except asyncio.CancelledError:
-            if not self.completed:
+            if not self.completed and not self.disconnected:
                 self._cancelled()
         except Exception:
             if self.disconnected:
-                logger.debug("the application failed after its client had gone", exc_info=True)
+                logger.debug("the application failed after its client had gone", exc_info=True,
+                             extra=self._log_fields())
             else:
                 self._failed("the application failed", exc_info=True)
         else:
@@ -250,6 +259,7 @@ cdef class AsgiRequest(StreamHandler):
         finally:
             if self.holds_place:
                 self.stream.session.free_place()
+            self._stop_head_clock()
             self.completed = True
             self.start = None
             self.scope = None
@@ -263,9 +273,16 @@ cdef class AsgiRequest(StreamHandler):
     def _returned(self):
         self._failed("the application returned without a complete response", exc_info=False)
 
+    def _log_fields(self):
+        request_id = None
+        for name, value in self.scope["headers"]:
+            if name == b"x-request-id":
+                request_id = value.decode("latin-1")
+        return self.stream.session.owner.log_fields | {"stream": self.stream.id, "request": request_id}
+
     def _log_failure(self, str what, bint exc_info):
         logger.error("%s: %s %s", what, self.scope.get("method", "WebSocket"), self.scope["path"], exc_info=exc_info,
-                     extra={"id": self.stream.session.owner.name, "stream": self.stream.id})
+                     extra=self._log_fields())
 
     def _failed(self, str what, bint exc_info):
         self._log_failure(what, exc_info)
@@ -480,6 +497,7 @@ cdef class AsgiRequest(StreamHandler):
         if not self.takes_body:
             self.length = -1
         self.started = True
+        self._stop_head_clock()
         try:
             self.stream.respond(&head, not more and (not self.takes_body
                                                      or head.body == BODY_SIZED and head.length == 0))
@@ -547,6 +565,7 @@ cdef class AsgiRequest(StreamHandler):
 
     cdef int on_end(self, Stream stream, const Trailers* trailers) except -1:
         self.body_ended = True
+        self._start_head_clock()
         return self._wake_receiver()
 
     cdef int on_reset(self, Stream stream, uint32_t code, str message) except -1:
@@ -557,9 +576,45 @@ cdef class AsgiRequest(StreamHandler):
             # The work goes on in the application: until it ends it counts against max_streams.
             self.holds_place = True
             stream.session.hold_place()
+            self._gone()
+            # Whether the agent's clock or the proxy's is first, the application is treated alike.
+            return self._start_clock(HANG_UP_SECONDS) if code == TIMEOUT and not self.started else 0
         return self._gone()
 
+    cdef int _start_head_clock(self) except -1:
+        if self.head_timeout > 0 and not self.started and not self.disconnected:
+            self._start_clock(self.head_timeout)
+        return 0
+
+    cdef int _start_clock(self, double seconds) except -1:
+        cdef HeadClock clock = HeadClock.__new__(HeadClock)
+        clock.loop = self.service.loop
+        clock.request = self
+        self.head_clock = clock
+        return clock.loop.set_deadline(clock, seconds)
+
+    cdef int _stop_head_clock(self) except -1:
+        if self.head_clock is not None:
+            self.head_clock.loop.clear_deadline(self.head_clock)
+            self.head_clock.request = None
+            self.head_clock = None
+        return 0
+
+    cdef int _timed_out(self) except -1:
+        if self.disconnected:
+            # It was told and goes on: nobody else would ever end it.
+            self._log_failure(f"cancelled {HANG_UP_SECONDS:g} s after its time limit", exc_info=False)
+            self.task.cancel()
+            return 0
+        self._log_failure(f"no response within {self.head_timeout:g} s", exc_info=False)
+        self.holds_place = True
+        self.stream.session.hold_place()
+        self.stream.reset(TIMEOUT, "no response within the time limit")
+        self._gone()
+        return self._start_clock(HANG_UP_SECONDS)
+
     cdef int _gone(self) except -1:
+        self._stop_head_clock()
         self.disconnected = True
         self.pieces = None
         self._wake_receiver()
@@ -585,11 +640,21 @@ cdef class AsgiRequest(StreamHandler):
         return 0
 
 
+cdef class HeadClock(LoopMember):
+
+    cdef int on_deadline(self) except -1:
+        cdef AsgiRequest request = self.request
+        self.request = None
+        request.head_clock = None
+        return request._timed_out()
+
+
 class Lifespan:
     """An application's start-up and shutdown (ASGI 3, lifespan); one that does not know it is served without."""
 
-    def __init__(self, app, state):
+    def __init__(self, app, state, required):
         self._app = app
+        self._required = required
         self._state = state
         self._events = asyncio.Queue()
         self._started = asyncio.Event()
@@ -630,7 +695,7 @@ class Lifespan:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            if self._supported and not self._started.is_set():
+            if (self._supported or self._required) and not self._started.is_set():
                 self._failure = self._failure or str(error) or type(error).__name__
             elif self._started.is_set():
                 logger.exception("the application's shutdown failed")

@@ -60,8 +60,8 @@ cdef enum:
 cdef class AsgiWebService(AsgiService):
     """app: an ASGI 3 application; settings: AgentSettings."""
 
-    def __init__(self, app, settings, root_path=""):
-        AsgiService.__init__(self, app, root_path)
+    def __init__(self, app, settings):
+        AsgiService.__init__(self, app, settings.root_path, settings.lifespan, settings.request_timeout)
         self.ping_interval = settings.websocket_ping_interval
         self.ping_timeout = settings.websocket_ping_timeout
         self.max_message = settings.websocket_max_message

@@ -1,4 +1,8 @@
+from backstream._codec cimport Trailers
 from backstream._session cimport SessionOwner, StreamHandler
+
+
+cdef tuple pairs_of(const Trailers* trailers)
 
 
 cdef class Handler(StreamHandler):

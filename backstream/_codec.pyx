@@ -10,6 +10,9 @@ from libc.string cimport memchr, memcmp, memcpy, memset
 
 from backstream import _messages
 from backstream._buffer cimport Buffer, reserve
+from backstream._protobuf cimport (
+    BYTES, VARINT, Cursor, member_size, put_member, put_varint, read_bytes, read_tag, read_varint, skip_member,
+)
 from backstream.errors import FrameError, HeadError
 
 
@@ -243,37 +246,14 @@ cdef void write_frame_header(char* target, Py_ssize_t length, uint8_t kind, uint
 
 # --- protobuf: reading -------------------------------------------------------------------------------------------
 
-cdef enum WireType:
-    VARINT = 0
-    FIXED64 = 1
-    BYTES = 2
-    FIXED32 = 5
-
-cdef struct Cursor:
-    const uint8_t* at
-    const uint8_t* end
-
-
 cdef int _malformed(str what) except -1:
     raise HeadError(f"malformed payload: {what}")
 
 
 cdef int _varint(Cursor* c, uint64_t* value) except -1:
-    cdef uint64_t result = 0
-    cdef int shift = 0
-    cdef uint8_t byte
-    while True:
-        if c.at == c.end:
-            _malformed("it ends within a number")
-        byte = c.at[0]
-        c.at += 1
-        if shift == 63 and byte > 1:
-            _malformed("a number of more than 64 bits")
-        result |= <uint64_t>(byte & 0x7f) << shift
-        if byte < 0x80:
-            value[0] = result
-            return 0
-        shift += 7
+    if not read_varint(c, value):
+        _malformed("a number is cut off, or of more than 64 bits")
+    return 0
 
 
 cdef int _number32(Cursor* c, int wire_type, uint32_t* value) except -1:
@@ -294,15 +274,10 @@ cdef int _number64(Cursor* c, int wire_type, uint64_t* value) except -1:
 
 
 cdef int _bytes(Cursor* c, int wire_type, Slice* value) except -1:
-    cdef uint64_t length = 0
     if wire_type != BYTES:
         _malformed("bytes were expected")
-    _varint(c, &length)
-    if length > <uint64_t>(c.end - c.at):
+    if not read_bytes(c, value):
         _malformed("a length runs past the end")
-    value.ptr = <const char*>c.at
-    value.size = <Py_ssize_t>length
-    c.at += length
     return 0
 
 
@@ -316,31 +291,15 @@ cdef int _text(Cursor* c, int wire_type, Slice* value) except -1:
 
 
 cdef int _tag(Cursor* c, uint32_t* number, int* wire_type) except -1:
-    cdef uint64_t tag = 0
-    cdef const uint8_t* start = c.at
-    _varint(c, &tag)
-    if tag > 0xffffffffu or tag >> 3 == 0 or c.at - start > 5:
-        _malformed("a member's number out of range")
-    number[0] = <uint32_t>(tag >> 3)
-    wire_type[0] = <int>(tag & 7)
+    if not read_tag(c, number, wire_type):
+        _malformed("a member's number is cut off or out of range")
     return 0
 
 
 cdef int _skip(Cursor* c, int wire_type) except -1:
     """Passes over a member that this version does not know."""
-    cdef uint64_t ignored = 0
-    cdef Slice passed
-    cdef Py_ssize_t fixed
-    if wire_type == VARINT:
-        return _varint(c, &ignored)
-    if wire_type == BYTES:
-        return _bytes(c, wire_type, &passed)
-    if wire_type != FIXED64 and wire_type != FIXED32:
-        _malformed("an unknown wire type")
-    fixed = 8 if wire_type == FIXED64 else 4
-    if c.end - c.at < fixed:
-        _malformed("it ends within a number")
-    c.at += fixed
+    if not skip_member(c, wire_type):
+        _malformed("an unknown member is cut off or of no known type")
     return 0
 
 
@@ -638,41 +597,19 @@ cpdef object decode_hello(bytes payload):
 
 # --- protobuf: writing -------------------------------------------------------------------------------------------
 
-cdef inline int _varint_size(uint64_t value) noexcept:
-    cdef int size = 1
-    while value >= 0x80:
-        value >>= 7
-        size += 1
-    return size
-
-
-cdef inline char* _put_varint(char* at, uint64_t value) noexcept:
-    while value >= 0x80:
-        at[0] = <char>(value | 0x80)
-        at += 1
-        value >>= 7
-    at[0] = <char>value
-    return at + 1
-
-
 cdef inline Py_ssize_t _bytes_size(Slice s) noexcept:
     """Size of a member of bytes with a number below 16; nothing when it is empty."""
-    return 1 + _varint_size(s.size) + s.size if s.size else 0
+    return member_size(s.size) if s.size else 0
 
 
 cdef inline char* _put_bytes(char* at, int number, Slice s) noexcept:
-    if s.size:
-        at[0] = <char>(number << 3 | BYTES)
-        at = _put_varint(at + 1, s.size)
-        memcpy(at, s.ptr, s.size)
-        at += s.size
-    return at
+    return put_member(at, number, s) if s.size else at
 
 
 cdef inline char* _put_number(char* at, int number, uint64_t value) noexcept:
     if value:
         at[0] = <char>(number << 3 | VARINT)
-        at = _put_varint(at + 1, value)
+        at = put_varint(at + 1, value)
     return at
 
 
@@ -687,7 +624,7 @@ cdef char* _put_fields(char* at, int number, const Field* fields, Py_ssize_t cou
     cdef Py_ssize_t i
     for i in range(count):
         at[0] = <char>(number << 3 | BYTES)
-        at = _put_varint(at + 1, _bytes_size(fields[i].name) + _bytes_size(fields[i].value))
+        at = put_varint(at + 1, _bytes_size(fields[i].name) + _bytes_size(fields[i].value))
         at = _put_bytes(at, 1, fields[i].name)
         at = _put_bytes(at, 2, fields[i].value)
     return at
@@ -786,7 +723,7 @@ cpdef bytes encode_hello(object hello):
     at = _put_number(at, 7, hello.max_streams)
     for name in capabilities:
         at[0] = <char>(8 << 3 | BYTES)
-        at = _put_varint(at + 1, len(name))
+        at = put_varint(at + 1, len(name))
         memcpy(at, <const char*>name, len(name))
         at += len(name)
     return out.data[:at - out.data]

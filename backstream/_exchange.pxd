@@ -25,6 +25,7 @@ cdef class Exchange(StreamHandler):
         Responder responder
         AgentTable table
         bytes client_id
+        AgentLink only              # the one session that will do, or None
         Buffer payload              # the encoded REQUEST
         bint is_head
         bint is_idempotent
@@ -35,6 +36,7 @@ cdef class Exchange(StreamHandler):
         double head_timeout         # seconds, 0 for none
         double idle_timeout
         double agent_wait
+        int max_retries
         # state
         Stream stream
         AgentLink link
@@ -61,6 +63,7 @@ cdef class Exchange(StreamHandler):
     cdef int abandon(self, uint32_t code, str message) except -1
     cdef int deadline(self) except -1
     cdef int _open(self, AgentLink other_than) except -1
+    cdef int _open_again(self, AgentLink other_than) except -1
     cdef int _await_agent(self) except -1
     cdef int _await_head(self) except -1
     cdef int _half_ended(self, Stream stream) except -1
@@ -70,3 +73,6 @@ cdef class Exchange(StreamHandler):
     cdef int _no_agent(self) except -1
     cdef int _fail(self, int status, str cause, str detail, str leg) except -1
     cdef int _drop_replay(self) except -1
+
+
+cdef bint is_idempotent(bytes method) except -1

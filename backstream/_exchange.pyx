@@ -5,7 +5,8 @@ takes the response as a `Responder`. The front end's one deadline is the exchang
 
 A request is sent again only where nothing can have come of it: the agent said REFUSED or DRAINING (any method, while
 all of the body that was sent is still at hand), or its session was lost without a word (only an idempotent method
-without a body, once). Where the agent is away for the moment, or its transport full, the request waits for it.
+without a body, once), and that at most `max_retries` times. Where the agent is away for the moment, or its transport
+full, the request waits for it.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -32,11 +33,9 @@ cdef enum:
     REFUSED = 7
     CANCEL = 8
     TIMEOUT = 32
-    UPSTREAM_UNREACHABLE = 33
     TOO_LARGE = 37
     DRAINING = 38
     SESSION_LOST = 256
-    MAX_REFUSALS = 3
 
 # RFC 9209 §2.3 error types by code; what is not here ended within the answer.
 _CAUSES = {
@@ -49,6 +48,11 @@ _CAUSES = {
     ErrorCode.DRAINING: "destination_unavailable",
     ErrorCode.TIMEOUT: "connection_read_timeout",
     ErrorCode.UPSTREAM_UNREACHABLE: "connection_refused",
+    ErrorCode.UPSTREAM_CONNECT_TIMEOUT: "connection_timeout",
+    ErrorCode.UPSTREAM_DNS: "dns_error",
+    ErrorCode.UPSTREAM_UNROUTABLE: "destination_ip_unroutable",
+    ErrorCode.UPSTREAM_TLS: "tls_protocol_error",
+    ErrorCode.UPSTREAM_CERTIFICATE: "tls_certificate_error",
     ErrorCode.UPSTREAM_PROTOCOL: "http_protocol_error",
     ErrorCode.TOO_LARGE: "http_response_header_section_size",
     ErrorCode.BODY_TOO_LARGE: "http_request_error",
@@ -59,8 +63,17 @@ _CAUSES = {
 # Whose fault it is: the agent's, or that of the service behind it.
 _SERVICE_CODES = frozenset((
     ErrorCode.TIMEOUT, ErrorCode.UPSTREAM_UNREACHABLE, ErrorCode.UPSTREAM_RESET, ErrorCode.UPSTREAM_PROTOCOL,
-    ErrorCode.APP_ERROR, ErrorCode.TOO_LARGE,
+    ErrorCode.APP_ERROR, ErrorCode.TOO_LARGE, ErrorCode.UPSTREAM_CONNECT_TIMEOUT, ErrorCode.UPSTREAM_DNS,
+    ErrorCode.UPSTREAM_UNROUTABLE, ErrorCode.UPSTREAM_TLS, ErrorCode.UPSTREAM_CERTIFICATE,
 ))
+
+
+# RFC 9110 §9.2.2
+cdef frozenset IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
+
+
+cdef bint is_idempotent(bytes method) except -1:
+    return method in IDEMPOTENT
 
 
 cdef bint _is_same_token(Slice token, bytes other) except -1:
@@ -109,10 +122,14 @@ cdef class Exchange(StreamHandler):
         return self._open(None)
 
     cdef int _open(self, AgentLink other_than) except -1:
-        cdef AgentLink link = self.table.pick(self.client_id, other_than)
+        cdef AgentLink link
         cdef bytes part
+        if self.only is None:
+            link = self.table.pick(self.client_id, other_than)
+        else:
+            link = self.only if self.only.takes_streams() else None
         if link is None:
-            self.waiting = self.table.wait(self, self.client_id)
+            self.waiting = self.table.wait(self, self.client_id, self.only)
             if self.waiting == WAIT_NONE:
                 return self._no_agent()
             return self._await_agent()
@@ -138,11 +155,15 @@ cdef class Exchange(StreamHandler):
     def try_again(self):
         """An agent's transport may have room again, or none is left to wait for."""
         self.waiting = WAIT_NONE
-        if self.finished:
-            return
-        self._open(None)
+        if not self.finished:
+            self._open_again(None)
+
+    cdef int _open_again(self, AgentLink other_than) except -1:
+        self._open(other_than)
         if not self.finished and self.stream is not None:
+            # A new stream has room of its own, and nobody has asked for it yet.
             self.responder.resume_request()
+        return 0
 
     cdef int _await_agent(self) except -1:
         """All waits of a request together last no longer than the first one may, nor than its own time limit."""
@@ -324,12 +345,13 @@ cdef class Exchange(StreamHandler):
             return self.responder.send_cut(message or "the agent gave the stream up")
         if code == REFUSED or code == DRAINING:
             self.refusals += 1
-            if self.replayable and not stream.acknowledged and self.refusals <= MAX_REFUSALS:
-                return self._open(link)
+            if (self.replayable and not stream.acknowledged and self.only is None
+                    and self.refusals + self.lost_once <= self.max_retries):
+                return self._open_again(link)
         elif (code == SESSION_LOST and self.is_idempotent and not self.has_body and not self.lost_once
-                and not self.offers_upgrade):
+                and not self.offers_upgrade and self.only is None and self.refusals < self.max_retries):
             self.lost_once = True
-            return self._open(link)
+            return self._open_again(link)
         leg = ("session" if code == SESSION_LOST else "proxy" if code > SESSION_LOST
                else "service" if code in _SERVICE_CODES else "agent")
         return self._fail(STATUS_OF_CODE.get(code, 502), _CAUSES.get(code, "connection_terminated"),
@@ -337,7 +359,7 @@ cdef class Exchange(StreamHandler):
 
     cdef int _stop_waiting(self) except -1:
         if self.waiting != WAIT_NONE:
-            self.table.stop_waiting(self, self.client_id, self.waiting)
+            self.table.stop_waiting(self, self.client_id, self.only, self.waiting)
             self.waiting = WAIT_NONE
         return 0
 
@@ -360,6 +382,10 @@ cdef class Exchange(StreamHandler):
     # --- failing ---
 
     cdef int _no_agent(self) except -1:
+        if self.only is not None:
+            if self.only.group is None:
+                return self._fail(503, "destination_unavailable", "this agent takes no more requests", "session")
+            return self._fail(503, "connection_limit_reached", "this agent is at its limit", "session")
         if self.table.by_id(self.client_id):
             if self.refusals:
                 return self._fail(503, "connection_limit_reached", "every agent of this id refused it", "agent")

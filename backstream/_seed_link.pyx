@@ -48,6 +48,7 @@ cdef class SeedCarrier(Carrier):
             size = session.next_piece(PIECE, &opcode, &last)
             if size == 0:
                 break
+            link.bytes_sent += size
             header = at
             at[0] = <char>(opcode | (0x80 if last else 0))
             if size < 126:

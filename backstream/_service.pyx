@@ -62,6 +62,7 @@ cdef class ServiceLink(SessionLink):
         self._seed = seed
         self._settings = settings
         self.name = name
+        self.set_session_name(instance, generation)
         self.since = monotonic()
         self.begin(loop, Session(self, False, hello, budget, settings.max_window, settings.upgraded_max_window),
                    settings)
@@ -103,7 +104,8 @@ cdef class ServiceLink(SessionLink):
         return 0
 
     cdef int on_handler_error(self, Stream stream, object error) except -1:
-        logger.error("stream %d failed", stream.id, exc_info=error, extra={"id": self.name, "stream": stream.id})
+        logger.error("stream %d failed", stream.id, exc_info=error,
+                     extra=self.log_fields | {"stream": stream.id})
         return 0
 
     cdef int on_notify(self, str content_type, bytes data) except -1:

@@ -96,7 +96,7 @@ cdef class Session:
     cdef:
         # identity
         readonly bint is_proxy
-        SessionOwner owner
+        readonly SessionOwner owner
         # configuration
         readonly object local_hello
         readonly object peer_hello      # None until it came

@@ -405,10 +405,11 @@ cdef class TlsTransport(_TransportBase, asyncio.BufferedProtocol):
         return self._raw.get_write_buffer_size() if self._raw is not None else 0
 
 
-async def connect_tls(make_protocol, host, port, context):
+async def connect_tls(make_protocol, host, port, context, sock=None):
     """A TLS connection to a server, whose certificate must be valid for `host`; returns its TlsTransport.
 
-    The caller limits the time. Raises OSError, ssl.SSLError among them.
+    sock: a socket that is connected already, by way of a forward proxy. The caller limits the time. Raises
+    OSError, ssl.SSLError among them.
     """
     cdef TlsTransport transport
     loop = asyncio.get_running_loop()
@@ -423,7 +424,10 @@ async def connect_tls(make_protocol, host, port, context):
             done.set_exception(error)
 
     transport = TlsTransport(context, make_protocol, on_handshake, 3600.0, host)
-    await loop.create_connection(lambda: transport, host, port)
+    if sock is None:
+        await loop.create_connection(lambda: transport, host, port)
+    else:
+        await loop.create_connection(lambda: transport, sock=sock)
     try:
         await done
     except BaseException:

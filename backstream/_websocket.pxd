@@ -26,6 +26,7 @@ cdef class SessionLink(SessionOwner):
         LoopState loop
         readonly Session session
         readonly object name            # for logs: the client id
+        readonly str session_name       # for logs: the same on both sides, None until it is known
         # configuration
         double _ping_interval           # seconds
         double _ping_timeout
@@ -48,10 +49,14 @@ cdef class SessionLink(SessionOwner):
         double _ping_sent_at
         int _first_pings                # that follow each other at once, for a first idea of the round trip
         double _fragments_at
+        # counters
+        readonly uint64_t bytes_received    # of messages, without WebSocket's own
+        readonly uint64_t bytes_sent
         # buffers
         Buffer _fragments               # of a message that came in pieces
 
     cdef int begin(self, LoopState loop, Session session, object settings) except -1
+    cdef int set_session_name(self, bytes instance, generation) except -1
     cdef int connected(self, WSTransport transport) except -1
     cdef int frame(self, WSFrame frame) except -1
     cdef int flush(self) except -1

@@ -1,3 +1,4 @@
+import socket
 import ssl
 from typing import Any
 
@@ -12,6 +13,11 @@ PAUSES_LATE: bool
 class SessionLink(SessionOwner):
     session: Session
     name: str
+    bytes_received: int
+    bytes_sent: int
+    session_name: str | None
+    @property
+    def log_fields(self) -> dict[str, str | None]: ...
     def abort(self, message: str) -> None: ...
     def begin_service(self) -> None: ...
     @property
@@ -30,4 +36,5 @@ async def dial_websocket(
     headers: list[tuple[str, str]],
     tls: ssl.SSLContext | None,
     max_frame_size: int = 0,
+    sock: socket.socket | None = None,
 ) -> WSTransport: ...

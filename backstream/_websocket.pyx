@@ -348,6 +348,15 @@ cdef class SessionLink(SessionOwner):
 
     # --- from the session ---
 
+    @property
+    def log_fields(self) -> dict:
+        """What log records about it carry: its id and its session."""
+        return {"id": str(self.name), "session": self.session_name}
+
+    cdef int set_session_name(self, bytes instance, generation) except -1:
+        self.session_name = f"{instance[:4].hex()}-{generation}"
+        return 0
+
     cdef double now(self) noexcept:
         return monotonic()
 
@@ -368,7 +377,7 @@ cdef class SessionLink(SessionOwner):
 
     cdef int on_close(self, uint32_t code, str message, int close_code) except -1:
         if message:
-            logger.info("session of %s ends: %s", self.name, message, extra={"id": str(self.name)})
+            logger.info("session of %s ends: %s", self.name, message, extra=self.log_fields)
         self._closing = True
         self._close_code = close_code
         self._close_reason = message
@@ -409,6 +418,7 @@ cdef class SessionLink(SessionOwner):
             if sent >= TURN_BYTES:
                 # Bulk goes on in the next turn; what came in meanwhile goes before it.
                 break
+        self.bytes_sent += sent
         if (self._slow and not self.session.congested
                 and self._transport.underlying_transport.get_write_buffer_size() == 0):
             self._slow = False
@@ -442,6 +452,8 @@ cdef class SessionLink(SessionOwner):
             return 0
         if self.session.closed:
             return 0
+        if kind <= WSMsgType.BINARY:
+            self.bytes_received += frame.payload_size
         if frame.rsv1 or frame.rsv2 or frame.rsv3:
             self.session.close(1, "a reserved bit in a WebSocket frame", 1002)     # RFC 6455 §5.2
             return 0
@@ -640,12 +652,13 @@ def _feed(ReadGuard guard, bytes data):
         at += size
 
 
-async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t max_frame_size=0):
+async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t max_frame_size=0, sock=None):
     """Dials, and makes the connection the WebSocket of `link`; returns its WSTransport.
 
     url: a config.ProxyUrl; headers: (name, value) beside those of RFC 6455 §4.1; tls: an ssl.SSLContext, or None for
-    plain TCP; max_frame_size: bytes, where messages may be larger than those of the native wire. The caller limits the
-    time. Raises OSError (ssl.SSLError among them), WSError.
+    plain TCP; max_frame_size: bytes, where messages may be larger than those of the native wire; sock: a socket that is
+    connected already, by way of a forward proxy. The caller limits the time. Raises OSError (ssl.SSLError among them),
+    WSError.
     """
     cdef ReadGuard guard
     loop = asyncio.get_running_loop()
@@ -654,10 +667,12 @@ async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t ma
                           max(max_frame_size, <Py_ssize_t>MAX_MESSAGE_SIZE), headers, FIRST_READ_BUFFER)
     guard = ReadGuard(protocol, link)
     link._guard = guard
-    if tls is None:
-        transport, _ = await loop.create_connection(lambda: guard, url.host, url.port)
+    if tls is not None:
+        transport = await connect_tls(lambda: guard, url.host, url.port, tls, sock)
+    elif sock is not None:
+        transport, _ = await loop.create_connection(lambda: guard, sock=sock)
     else:
-        transport = await connect_tls(lambda: guard, url.host, url.port, tls)
+        transport, _ = await loop.create_connection(lambda: guard, url.host, url.port)
     try:
         await protocol.wait_until_handshake_complete()
         if protocol.transport.response is None:

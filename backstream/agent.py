@@ -6,41 +6,44 @@ Life-cycle and policy; what serves the requests is a `Service`.
 from __future__ import annotations
 
 import asyncio
-import importlib
+import inspect
 import logging
 import os
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import picows
 
-from backstream._asgi_websocket import AsgiWebService
+from backstream._applications import AsgiApp, application_service, function_service
 from backstream._callbacks import Handler
 from backstream._flow import WindowBudget
+from backstream._hooks import Hooks
 from backstream._http._upstream import UpstreamService
 from backstream._loop import loop_state
 from backstream._messages import Notify, RequestHead
 from backstream._service import CallbackService, Service, ServiceLink
 from backstream._session import Stream
+from backstream._via import choose_via, connect_via
 from backstream._websocket import SUBPROTOCOL, dial_websocket
+from backstream._wsgi import WsgiApplication
 from backstream.certificates import client_context, describe, is_refusal, stamp
 from backstream.config import AgentSettings, parse_proxy_url, parse_upstream
 from backstream.errors import ConfigurationError, ConnectionFailed
+from backstream.functions import Function
+from backstream.thread import AgentThread
 
-__all__ = ["Agent", "AsgiApp", "HandlerFactory"]
+__all__ = ["Agent", "AsgiApp", "ContextFactory", "HandlerFactory"]
 
 logger = logging.getLogger("backstream.agent")
 
-AsgiApp: TypeAlias = Callable[
-    [MutableMapping[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
-]
 HandlerFactory: TypeAlias = Callable[[Stream, RequestHead, bool], Handler | None]
+ContextFactory: TypeAlias = Callable[[], ssl.SSLContext | Awaitable[ssl.SSLContext]]
 
 MAX_LEAVING = 8
 """Sessions that proxies said GOAWAY on and that still have streams; beyond it the oldest is closed."""
@@ -58,31 +61,54 @@ class Agent:
     """An agent as an async context manager: it serves inside, and is closed at the end.
 
     settings: `AgentSettings`.
-    app: an ASGI 3 application to serve, instead of `settings.app` or `settings.upstream`.
+    app: an ASGI 3 or WSGI application to serve, instead of `settings.app` or `settings.upstream`.
+    function: an async function that takes a `functions.Request` and returns a `functions.Response`.
     handler: called with (stream, `RequestHead`, whether the request ends with its head) for each request; returns a
         `Handler`, or None to refuse it.
     on_notify: called with each one-way event of the proxy's, on the event loop, so it must not block.
+    on_connect: called with the agent when a session is ready for requests while none was.
+    on_disconnect: called with the agent and the reason, when the last session that was ready is gone. Both hooks may be
+        coroutine functions. They are called one after the other, in order, and take at most 60 s each.
+    ssl_context: for `wss://`, instead of what `settings` says of TLS towards the proxy: an `ssl.SSLContext`, or a
+        function that returns one (or an awaitable of it) and is called for every dial.
 
-    Raises ConfigurationError unless exactly one of the four is given.
+    Raises ConfigurationError unless exactly one of the five is given that it can serve.
     """
 
     def __init__(
         self,
         settings: AgentSettings,
-        app: AsgiApp | None = None,
+        app: AsgiApp | WsgiApplication | None = None,
         *,
+        function: Function | None = None,
         handler: HandlerFactory | None = None,
         on_notify: Callable[[Notify], None] | None = None,
+        on_connect: Callable[[Agent], object] | None = None,
+        on_disconnect: Callable[[Agent, str], object] | None = None,
+        ssl_context: ssl.SSLContext | ContextFactory | None = None,
     ) -> None:
         self.settings = settings
-        given = [value for value in (app, handler, settings.app, settings.upstream) if value is not None]
+        given = [value for value in (app, function, handler, settings.app, settings.upstream) if value is not None]
         if len(given) != 1:
-            raise ConfigurationError("an agent serves exactly one thing: an application, an upstream or a handler")
+            raise ConfigurationError(
+                "an agent serves exactly one thing: an application, a function, an upstream or a handler"
+            )
         self._app = app
+        self._function = function
         self._handler = handler
         self._on_notify = on_notify
+        self._log_fields = {"id": settings.client_id}
+        self._hooks = Hooks()
+        self._on_connect = on_connect
+        self._on_disconnect = on_disconnect
+        self._ssl_context = ssl_context
+        self._ready: set[ServiceLink] = set()
         self._service: Service | None = None
         self._url = parse_proxy_url(settings.proxy_url)
+        if ssl_context is not None and not self._url.tls:
+            raise ConfigurationError("ssl_context needs a proxy_url that begins with wss://")
+        if ssl_context is not None and (settings.ca is not None or settings.client_cert is not None):
+            raise ConfigurationError("ssl_context stands in place of ca and client_cert")
         self._tls: ssl.SSLContext | None = None
         self._tls_stamp: object = None
         self._instance = os.urandom(16)
@@ -118,18 +144,20 @@ class Agent:
         """Makes the context for `wss://`, anew where its files have changed."""
         settings = self.settings
         now = stamp(settings.ca, settings.client_cert, settings.client_key)
-        if self._url.tls and (self._tls is None or now != self._tls_stamp):
+        if self._url.tls and self._ssl_context is None and (self._tls is None or now != self._tls_stamp):
             self._tls = client_context(settings.ca, settings.client_cert, settings.client_key)
             self._tls_stamp = now
 
     def _make_service(self) -> Service:
+        if self._function is not None:
+            return function_service(self._function, self.settings)
         if self._handler is not None:
             return CallbackService(self._handler)
         if self.settings.upstream is not None:
             target = parse_upstream(self.settings.upstream)
             tls = client_context(self.settings.upstream_ca, ca_name="upstream_ca") if target.tls else None
             return UpstreamService(target, self.settings, tls)
-        return AsgiWebService(self._app if self._app is not None else load_app(self.settings.app or ""), self.settings)
+        return application_service(self._app, self.settings)
 
     async def drain(self) -> None:
         """Ends gracefully, within `settings.drain_timeout` seconds: no new requests, running ones finish."""
@@ -140,7 +168,7 @@ class Agent:
         for link in list(self._links):
             link.leave("the agent is leaving")
         if not await self._without_links(self.settings.drain_timeout):
-            logger.warning("requests were cut after %g s", self.settings.drain_timeout)
+            logger.warning("requests were cut after %g s", self.settings.drain_timeout, extra=self._log_fields)
         await self.close()
 
     async def close(self) -> None:
@@ -149,6 +177,7 @@ class Agent:
             return
         self._closing = self._leaving = True
         self._changed.set()
+        self._connected.set()  # whoever waits for it hears that it will not come
         try:
             if self._runner is not None:
                 self._runner.cancel()
@@ -160,11 +189,12 @@ class Agent:
                 link.abort("the agent has stopped")
             for task in list(self._drain_tasks):
                 task.cancel()
+            await self._hooks.end(CLOSE_SECONDS)
             if self._service is not None:
                 await self._service.stop()
         finally:
             self._closed.set()
-            logger.info("stopped")
+            logger.info("stopped", extra=self._log_fields)
 
     async def _without_links(self, seconds: float) -> bool:
         """Waits until every session is gone; false when some are left after `seconds`."""
@@ -178,12 +208,21 @@ class Agent:
         return True
 
     async def wait_connected(self) -> None:
-        """Waits until a session is ready for requests."""
+        """Waits until a session is ready for requests. Raises ConnectionFailed when the agent is closed before."""
         await self._connected.wait()
+        if self._closing:
+            raise ConnectionFailed("the agent was closed before it was connected")
 
     async def wait_closed(self) -> None:
         """Waits until `close` or `drain` has ended it."""
         await self._closed.wait()
+
+    def start_in_thread(self) -> AgentThread:
+        """Runs the agent in a thread with an event loop of its own, for programs that are not asynchronous.
+
+        Returns once its service is ready, as `start` does. Raises what `start` raises.
+        """
+        return AgentThread(self)
 
     async def __aenter__(self) -> Agent:
         await self.start()
@@ -197,7 +236,7 @@ class Agent:
     @property
     def connected(self) -> bool:
         """Whether a session is ready for requests."""
-        return self._connected.is_set()
+        return self._connected.is_set() and not self._closing
 
     @property
     def sessions(self) -> tuple[ServiceLink, ...]:
@@ -230,14 +269,14 @@ class Agent:
             except ConnectionFailed as error:
                 failures += 1
                 wait = self._back_off(failures, refused=error.refused)
-                logger.warning("%s; next try in %.1f s", error, wait)
+                logger.warning("%s; next try in %.1f s", error, wait, extra=self._log_fields)
                 await asyncio.sleep(wait)
                 continue
             except Exception:
                 # A defect: the agent goes on trying all the same.
                 failures += 1
                 wait = self._back_off(failures, refused=True)
-                logger.exception("dialling failed; next try in %.1f s", wait)
+                logger.exception("dialling failed; next try in %.1f s", wait, extra=self._log_fields)
                 await asyncio.sleep(wait)
                 continue
             self._current = None if link.is_lost else link
@@ -260,7 +299,7 @@ class Agent:
                 await asyncio.sleep(random.uniform(0, min(spread, MAX_SPREAD_SECONDS)))
                 continue
             wait = self._back_off(failures, refused=refused)
-            logger.info("dialling again in %.1f s", wait)
+            logger.info("dialling again in %.1f s", wait, extra=self._log_fields)
             await asyncio.sleep(wait)
 
     def _back_off(self, failures: int, *, refused: bool) -> float:
@@ -279,23 +318,27 @@ class Agent:
             loop_state(),
             settings.session,
             self._budget,
-            settings.client_id,
+            settings.client_id or "",
             self._instance,
             self._generation,
             None if settings.session.wire == "native" else (self._seed_budget, settings.request_timeout),
         )
         where = _without_query(settings.proxy_url)
         offered = [] if settings.session.wire == "seed" else [("Sec-WebSocket-Protocol", SUBPROTOCOL)]
-        headers = [("x-backstream-client-id", settings.client_id), *offered]
+        named = [] if settings.client_id is None else [("x-backstream-client-id", settings.client_id)]
+        headers = [*named, *offered]
         # Which wire it is shows in the answer only.
         largest = 0 if settings.session.wire == "native" else max(settings.session.seed_max_message, LEAST_FRAME)
         try:
             self._read_tls()
         except ConfigurationError as error:
-            logger.error("TLS stays as it was: %s", error)
+            logger.error("TLS stays as it was: %s", error, extra=self._log_fields)
         try:
             async with asyncio.timeout(settings.connect_timeout):
-                transport = await dial_websocket(link, self._url, headers, self._tls, largest)
+                tls = await self._context()
+                via = choose_via(settings.via, self._url)
+                sock = await connect_via(via, self._url.host, self._url.port) if via is not None else None
+                transport = await dial_websocket(link, self._url, headers, tls, largest, sock)
         except picows.WSInvalidStatusError as error:
             status = int(error.response.status) if error.response is not None else 0
             body = bytes(error.raw_body or b"")[:200].decode("utf-8", "replace").strip()
@@ -322,17 +365,32 @@ class Agent:
             link.begin_service()
         return link
 
+    async def _context(self) -> ssl.SSLContext | None:
+        """The context for one dial."""
+        given = self._ssl_context
+        if given is None or isinstance(given, ssl.SSLContext):
+            return given or self._tls
+        try:
+            made = given()
+            return await made if inspect.isawaitable(made) else made
+        except Exception as error:
+            logger.exception("ssl_context failed")
+            raise ConnectionFailed(f"there is no TLS context: {error}", refused=True) from None
+
     # --- from the sessions ---
 
     def session_ready(self, link: ServiceLink) -> None:
         """The proxy's HELLO came, which may be before `_dial` goes on."""
         self._links.add(link)
+        if not self._ready and self._on_connect is not None:
+            self._hooks.call("on_connect", self._on_connect, self)
+        self._ready.add(link)
         self._connected.set()
         logger.info(
             "connected to %s as %s",
             _without_query(self.settings.proxy_url),
             self.settings.client_id,
-            extra={"id": self.settings.client_id},
+            extra=link.log_fields,
         )
         if self._leaving:
             link.leave("the agent is leaving")
@@ -342,7 +400,7 @@ class Agent:
         assert link.goaway is not None
         if link.goaway.code:
             return  # an error: the proxy closes the session, and why it does says how soon to dial again
-        logger.info("the proxy is leaving: %r", link.goaway.message[:200])
+        logger.info("the proxy is leaving: %r", link.goaway.message[:200], extra=link.log_fields)
         if self._current is link:
             self._current = None
             self._changed.set()
@@ -359,12 +417,17 @@ class Agent:
         """The session is over."""
         self._links.discard(link)
         if not self._links:
-            self._connected.clear()
             self._unlinked.set()
+        if link in self._ready:
+            self._ready.discard(link)
+            if not self._ready and not self._closing:
+                self._connected.clear()
+            if not self._ready and self._on_disconnect is not None:
+                self._hooks.call("on_disconnect", self._on_disconnect, self, why)
         if self._current is link:
             self._current = None
             self._changed.set()
-            logger.info("disconnected: %s", why, extra={"id": self.settings.client_id})
+            logger.info("disconnected: %s", why, extra=link.log_fields)
 
     def notified(self, link: ServiceLink, content_type: str, data: bytes) -> None:
         """A one-way event of the proxy's."""
@@ -373,29 +436,6 @@ class Agent:
                 self._on_notify(Notify(content_type=content_type, data=data))
             except Exception:
                 logger.exception("the handler of events failed", extra={"id": self.settings.client_id})
-
-
-def load_app(path: str) -> AsgiApp:
-    """The application that "module:attribute" names. Raises ConfigurationError when there is none."""
-    module_name, separator, attribute = path.partition(":")
-    if not separator or not module_name or not attribute:
-        raise ConfigurationError(f'app "{path}" is not of the form module:attribute')
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise
-        raise ConfigurationError(f'app "{path}": there is no module {module_name}') from None
-    target: Any = module
-    for name in attribute.split("."):
-        try:
-            target = getattr(target, name)
-        except AttributeError:
-            raise ConfigurationError(f'app "{path}": the module {module_name} has no {attribute}') from None
-    if not callable(target):
-        raise ConfigurationError(f'app "{path}" is not callable, so it is no ASGI application')
-    app: AsgiApp = target
-    return app
 
 
 def _without_query(url: str) -> str:

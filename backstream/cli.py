@@ -31,6 +31,7 @@ import uvloop
 from click.core import ParameterSource
 from click.shell_completion import get_completion_class
 
+from backstream import _reload as reloader
 from backstream import demo, logs
 from backstream.agent import Agent
 from backstream.config import (
@@ -489,14 +490,27 @@ def _proxy(log_format: logs.LogFormat, log_level: str, **values: Any) -> int:
     return _run(run)
 
 
-def _agent(log_format: logs.LogFormat, log_level: str, app_dir: str, **values: Any) -> int:
+def _agent(
+    log_format: logs.LogFormat,
+    log_level: str,
+    app_dir: str,
+    reload: bool | None,
+    reload_dir: Sequence[str] | None,
+    **values: Any,
+) -> int:
     app, upstream = values["app"], values["upstream"]
     if app is None and upstream is None:
         raise click.UsageError("one of --app and --upstream is needed: what should the agent serve?")
     if app is not None and upstream is not None:
         raise click.UsageError("--app and --upstream exclude each other: an agent serves one service")
     settings = _settings(AgentSettings, values)
+    if reload_dir and reload is None:
+        raise click.UsageError("--reload-dir needs --reload")
     _prepare(log_format, log_level)
+    if reload:
+        if app is None:
+            raise click.UsageError("--reload needs --app: an upstream is another's process")
+        return _reload([Path(folder) for folder in reload_dir or (app_dir,)])
     if app is not None:
         sys.path.insert(0, os.path.abspath(app_dir))
 
@@ -507,6 +521,15 @@ def _agent(log_format: logs.LogFormat, log_level: str, app_dir: str, **values: A
             raise Failure(str(error)) from None
 
     return _run(run)
+
+
+def _reload(folders: Sequence[Path]) -> int:
+    """Runs this command without --reload, anew after each change below `folders`."""
+    arguments: list[str] = click.get_current_context().obj
+    try:
+        return reloader.run([*arguments, "--no-reload"], folders)
+    except ImportError:
+        raise click.UsageError("--reload needs watchfiles: pip install 'backstream[reload]'") from None
 
 
 def _demo(log_format: logs.LogFormat, log_level: str, listen: str | None, once: bool) -> int:
@@ -612,14 +635,30 @@ cli.add_command(
                 metavar="DIR",
                 default=".",
             ),
+            _option(
+                "reload",
+                SERVICE,
+                "Start again whenever a Python file below --reload-dir changes; for development.",
+                flags="--reload/--no-reload",
+                type=bool,
+                default=None,
+            ),
+            _option(
+                "reload_dir",
+                SERVICE,
+                "Where --reload looks for changes.  [default: --app-dir]",
+                type=click.Path(exists=True, file_okay=False),
+                metavar="DIR...",
+                multiple=True,
+            ),
             *_common_options(),
         ],
         callback=_agent,
         short_help="Connect a service to a proxy.",
         help=_help(
             "agent",
-            "Connect a service to a proxy, so that clients of the proxy reach it. The service is an ASGI "
-            "application that runs in this process (--app) or one that is reached over HTTP (--upstream).\n\n"
+            "Connect a service to a proxy, so that clients of the proxy reach it. The service is an ASGI or "
+            "WSGI application that runs in this process (--app) or one that is reached over HTTP (--upstream).\n\n"
             "The agent only ever connects out, and comes back by itself when the connection is lost.",
         ),
     )
@@ -673,7 +712,8 @@ cli.add_command(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments` (those of the process unless given) and return its exit status."""
     try:
-        result = cli.main(arguments, prog_name="backstream", standalone_mode=False)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        result = cli.main(given, prog_name="backstream", standalone_mode=False, obj=given)
     except click.ClickException as error:
         context: click.Context | None = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "backstream"

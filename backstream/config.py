@@ -26,6 +26,7 @@ __all__ = [
     "Route",
     "SessionSettings",
     "Upstream",
+    "Via",
     "check_value",
     "format_duration",
     "format_size",
@@ -37,6 +38,7 @@ __all__ = [
     "parse_proxy_url",
     "parse_size",
     "parse_upstream",
+    "parse_via",
 ]
 
 KiB: Final = 1024
@@ -199,7 +201,8 @@ def format_size(size: int) -> str:
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}", re.ASCII)
 _NEVER_UPGRADED: Final = frozenset({"h2c", "h2", "http", "tls"})
 
-_HOST: Final = re.compile(r"[A-Za-z0-9_.-]{1,253}")
+# RFC 1035 §2.3.4: a look-up raises no OSError for labels that are empty or longer.
+_HOST: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -348,6 +351,47 @@ def parse_proxy_url(text: str) -> ProxyUrl:
     return ProxyUrl(tls, host, port, parts.netloc, path)
 
 
+DIRECT: Final = "direct"
+_VIA_SHAPE: Final = "http://[USER:PASSWORD@]HOST:PORT, socks5://… or socks5h://…"
+
+
+class Via(NamedTuple):
+    """A forward proxy; as text it has no password."""
+
+    scheme: str
+    host: str
+    port: int
+    user: str
+    """Percent-encoded, as the password is; empty for none."""
+    password: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+def parse_via(text: str) -> Via:
+    """What `http://user:password@host:port`, `socks5://…` or `socks5h://…` says (3128 or 1080 unless it is named).
+
+    Raises ConfigurationError for anything else, without a word of what stands before the host.
+    """
+    scheme, separator, rest = text.partition("://")
+    credentials, at, address = rest.rpartition("@")
+    scheme = scheme.lower()
+    if not separator or scheme not in ("http", "socks5", "socks5h"):
+        raise ConfigurationError(f"a forward proxy is named like {_VIA_SHAPE}")
+    bare = f"{scheme}://{address.removesuffix('/')}"
+    parts = _split_url(bare, (scheme,), _VIA_SHAPE)
+    if parts.path or parts.query:
+        raise ConfigurationError(f"{_shown(bare)} must end after its port")
+    host, port = _url_address(bare, parts, 3128 if scheme == "http" else 1080)
+    user, _, password = credentials.partition(":")
+    if at and (not user or not credentials.isascii() or not credentials.isprintable() or " " in credentials):
+        raise ConfigurationError(
+            "the user name and password of a forward proxy are written USER:PASSWORD, percent-encoded"
+        )
+    return Via(scheme, host, port, user, password)
+
+
 def _split_url(text: str, schemes: tuple[str, ...], shape: str) -> SplitResult:
     # urlsplit silently drops tabs and line ends; look before it does.
     if not text.isascii() or not text.isprintable() or " " in text:
@@ -394,7 +438,7 @@ def _check(settings: object) -> None:
         if option is None:
             continue
         value = getattr(settings, item.name)
-        if value is None and item.default is None:
+        if value is None and "None" in str(item.type):
             continue
         if not option.many:
             check_value(item.name, option, value)
@@ -727,6 +771,21 @@ class ProxySettings:
     """Seconds, 0 for no wait. An agent that restarts, or whose network blinks, is back within them. It holds for
     ids that an agent held within the last day, and for any id in the first 10 s after the proxy's start."""
 
+    max_retries: int = field(
+        default=3,
+        metadata=_option(
+            "count",
+            LIMITS,
+            "How often a request may be sent again, where nothing can have come of it.",
+            least=0,
+            most=64,
+            off="no retries",
+        ),
+    )
+    """Times, over all agents of an id; 0 for none. Sent again is what an agent refused or did not take before it left
+    (any method, while all of the body that was sent is still at hand), and once what was on a session that was lost
+    without a word, if it is idempotent and has no body."""
+
     header_timeout: float = field(
         default=10.0,
         metadata=_option("duration", TIMES, "How long a client may take to send a request's head.", above_zero=True),
@@ -893,6 +952,14 @@ class ProxySettings:
     )
     """A client id, or None: such requests get 400."""
 
+    client_id_optional: bool = field(
+        default=False,
+        metadata=_option("switch", ROUTES, "Take agents without an id; requests that name none go to them."),
+    )
+    """Agents and requests without the field `x-backstream-client-id`, or with an empty one, meet under the id "".
+    Routes and `default_id` come before it. Whoever reaches the agents' port can then get the requests of all clients
+    that name no id."""
+
     x_forwarded: bool = field(
         default=False,
         metadata=_option("switch", FORWARDING, "Say who asked in X-Forwarded-For, -Proto and -Host, too."),
@@ -1006,22 +1073,81 @@ class AgentSettings:
     """`ws://` or `wss://`; the path is the proxy's `agent_path`. With `wss://` the proxy's certificate is
     verified, its host name too; nothing switches that off."""
 
-    client_id: str = field(
+    via: str | None = field(
+        default=None,
+        metadata=_option(
+            "text",
+            CONNECT,
+            "A forward proxy on the way: http://HOST:PORT, socks5://… or socks5h://…, or direct.  "
+            "[default: HTTPS_PROXY and its kin]",
+            metavar="URL",
+        ),
+    )
+    """`http://user:password@host:port` (CONNECT), `socks5://…` (names are looked up here) or `socks5h://…` (there);
+    `direct` for none. None takes `HTTPS_PROXY` (for wss://), `HTTP_PROXY` (for ws://), else `ALL_PROXY`, and heeds
+    `NO_PROXY`. A command line is seen by others: give a password by the variable or the file."""
+
+    client_id: str | None = field(
         metadata=_option("text", CONNECT, "The id under which clients reach this agent.", metavar="ID"),
     )
     """Clients name it in `x-backstream-client-id`. Several agents may share one: requests are spread over
-    them."""
+    them. None: it has no id, for a proxy with `client_id_optional`."""
 
     app: str | None = field(
         default=None,
         metadata=_option(
             "text",
             SERVICE,
-            "An ASGI 3 application, as module:attribute, run in this process.",
+            "An ASGI 3 or WSGI application, as module:attribute, run in this process.",
             metavar="MODULE:ATTR",
         ),
     )
     """`module:attribute`; not together with `upstream`."""
+
+    factory: bool = field(
+        default=False,
+        metadata=_option("switch", SERVICE, "--app is a function without arguments that makes the application."),
+    )
+    """Called once, when the agent starts."""
+
+    interface: str = field(
+        default="auto",
+        metadata=_option(
+            "text",
+            SERVICE,
+            "What the application is; auto tells by its arguments.",
+            metavar="auto|asgi3|wsgi|function",
+            choices=("auto", "asgi3", "wsgi", "function"),
+        ),
+    )
+    """`function`: `async def serve(request) -> Response`. `auto` takes a coroutine function of one argument for that,
+    what takes two arguments and not three for WSGI, and everything else for ASGI 3."""
+
+    lifespan: str = field(
+        default="auto",
+        metadata=_option(
+            "text",
+            SERVICE,
+            "Run an ASGI application's start-up and shutdown; auto does where it knows of them.",
+            metavar="auto|on|off",
+            choices=("auto", "on", "off"),
+        ),
+    )
+    """`on` makes an exception at start-up an error; with `auto` the application is served without."""
+
+    root_path: str = field(
+        default="",
+        metadata=_option(
+            "text", SERVICE, "The path under which the application is mounted for its clients.", metavar="PATH"
+        ),
+    )
+    """`/shop`: ASGI's `root_path`, WSGI's `SCRIPT_NAME`; requests come without it."""
+
+    wsgi_threads: int = field(
+        default=32,
+        metadata=_option("count", LIMITS, "Requests that a WSGI application serves at once.", most=10_000),
+    )
+    """Threads, started as they are needed; further requests wait. A slow client holds its thread."""
 
     upstream: str | None = field(
         default=None,
@@ -1094,12 +1220,13 @@ class AgentSettings:
         metadata=_option(
             "duration",
             TIMES,
-            "How long the service may take over a request of the seed wire that does not say so itself.",
+            "Longest wait for the service's response to begin, where the proxy names no limit.",
             off="no limit",
         ),
     )
-    """Seconds to the end of the answer, 0 for no limit; `x-backstream-request-timeout` comes before it. On that wire
-    nobody tells the agent that a client has gone."""
+    """Seconds from the request's end to the response's head, 0 for no limit. What the proxy or the client's
+    `x-backstream-request-timeout` leaves comes before it; the agent holds the service to that too. On the seed wire,
+    where nobody tells the agent that a client has gone, it counts to the end of the answer."""
 
     reconnect_min: float = field(
         default=0.1,
@@ -1194,10 +1321,22 @@ class AgentSettings:
             secure = parse_proxy_url(self.proxy_url).tls
         except ConfigurationError as error:
             raise ConfigurationError(f"proxy_url: {error}") from None
-        if not _is_client_id(self.client_id):
+        if self.via is not None and self.via != DIRECT:
+            try:
+                parse_via(self.via)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"via: {error}") from None
+        if self.client_id is not None and not _is_client_id(self.client_id):
             raise ConfigurationError(f"client_id must be {CLIENT_IDS}, not {_shown(self.client_id)}")
         if self.app is not None and self.upstream is not None:
             raise ConfigurationError("app and upstream exclude each other: an agent serves one service")
+        if self.factory and self.app is None:
+            raise ConfigurationError("factory needs an application (app): it says how that is made")
+        if self.root_path and (
+            not re.fullmatch(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+", self.root_path)
+            or any(part in (".", "..") for part in self.root_path.split("/"))
+        ):
+            raise ConfigurationError(f"root_path must be a path like /shop, not {_shown(self.root_path)}")
         if self.app is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", self.app):
             raise ConfigurationError(f"app must be module:attribute (such as main:app), not {_shown(self.app)}")
         upstream_secure = False

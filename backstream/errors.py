@@ -3,6 +3,8 @@
     BackstreamError
     ├── ConfigurationError    a setting is wrong: fix it
     ├── ConnectionFailed      the other side cannot be reached or refused: retry later
+    ├── RequestFailed         a request of the program's own got no response: `status` says what a client would have got
+    ├── ResponseCut           a response of the program's own request broke off
     ├── StreamError           this one request failed; others are not affected
     │   └── HeadError         its head is malformed
     └── ProtocolError         the peer broke the wire's rules: the session ends
@@ -36,6 +38,11 @@ class ErrorCode(IntEnum):
     APP_ERROR = 36
     TOO_LARGE = 37
     DRAINING = 38
+    UPSTREAM_CONNECT_TIMEOUT = 39
+    UPSTREAM_DNS = 40
+    UPSTREAM_UNROUTABLE = 41
+    UPSTREAM_TLS = 42
+    UPSTREAM_CERTIFICATE = 43
     SESSION_LOST = 256
     """Never on the wire, like all from here on: the session ended under the stream without a word about it."""
     BODY_TOO_LARGE = 257
@@ -50,6 +57,7 @@ STATUS_OF_CODE: dict[int, int] = {
     ErrorCode.REFUSED: 503,
     ErrorCode.DRAINING: 503,
     ErrorCode.TIMEOUT: 504,
+    ErrorCode.UPSTREAM_CONNECT_TIMEOUT: 504,
     ErrorCode.BODY_TOO_LARGE: 413,
     ErrorCode.NOT_CARRIED: 501,
     ErrorCode.BUDGET_SPENT: 503,
@@ -74,6 +82,24 @@ class ConnectionFailed(BackstreamError):
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
+
+
+class RequestFailed(BackstreamError):
+    """No response came to a request that the program made through its proxy; the message says why.
+
+    status: what a client of the proxy would have got, 502, 503, 504 and so on. cause: an error type of RFC 9209 §2.3.
+    leg: where it failed: client, proxy, session, agent or service.
+    """
+
+    def __init__(self, message: str, *, status: int, cause: str, leg: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.cause = cause
+        self.leg = leg
+
+
+class ResponseCut(BackstreamError):
+    """The response broke off within its body, or was closed: what came of it is not all."""
 
 
 class StreamError(BackstreamError):

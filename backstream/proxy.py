@@ -14,18 +14,21 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
+from backstream import requests
 from backstream._agents import AgentLink, AgentTable
 from backstream._flow import WindowBudget
 from backstream._http._clients import ClientTable
 from backstream._http._server import ServerConnection, ServerContext
 from backstream._loop import loop_state
 from backstream._messages import Notify
+from backstream._session import Stream
 from backstream._websocket import SUBPROTOCOL, accept_websocket
 from backstream.certificates import server_context
 from backstream.config import ProxySettings, parse_address
 from backstream.errors import ConfigurationError
+from backstream.events import Events, Readers
 
 __all__ = ["Authorize", "Handshake", "Proxy"]
 
@@ -58,6 +61,13 @@ class Handshake:
 Authorize = Callable[[Handshake], bool]
 
 
+class AgentPeer(NamedTuple):
+    """Who dials, where no connection of the proxy's own knows."""
+
+    client_address: tuple[str, int] | None
+    peer_certificate: dict[str, Any] | None
+
+
 class Proxy:
     """A proxy as an async context manager: it listens inside, and is closed at the end.
 
@@ -84,15 +94,20 @@ class Proxy:
             raise ConfigurationError("a proxy takes at most two sockets: one for clients, one for agents")
         self._budget = WindowBudget(self.settings.session.window_budget)
         self.agents = AgentTable(self.settings, self._budget)
-        """Every agent's session; iterate over it, or ask `agents.by_id(b"4711")`."""
+        """Every agent's session as an `AgentTable`: iterate over it, count it, or ask `agents.by_id("4711")`."""
         self.agents.on_notify = on_notify
         self._seed_codecs = dict(text.rsplit("=", 1) for text in self.settings.seed_codec_of)
+        self.agents.sender = self._send
+        self._calls = requests.Calls()
+        self._readers = Readers()
+        self.agents.on_event = self._readers.tell
         self._clients = ClientTable(self.settings.max_connections_per_address, self.settings.max_aborts_per_address)
         self._contexts: list[ServerContext] = []
         self._listeners: list[tuple[asyncio.Server, ServerContext]] = []
         self._addresses: list[tuple[str, int]] = []
         self._adopting: set[asyncio.Task[Any]] = set()
         self._closed: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
 
     # --- life-cycle ---
@@ -102,10 +117,7 @@ class Proxy:
 
         Raises OSError when an address can't be bound, ConfigurationError when a file of TLS can't be used.
         """
-        if self._closed is not None:
-            raise RuntimeError("a Proxy is started once")
-        self._closed = asyncio.Event()
-        loop_state()
+        self._begin()
         shared = self.settings.agent_listen is None and len(self._inherited) < 2
         first, second = (*self._inherited, None, None)[:2]
         try:
@@ -117,18 +129,15 @@ class Proxy:
             raise
         self._say_hello()
 
+    def _begin(self) -> None:
+        if self._closed is not None:
+            raise RuntimeError("a Proxy is started once")
+        self._closed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        loop_state()
+
     async def _listen(self, address: str, inherited: socket.socket | None, *, clients: bool, agents: bool) -> None:
-        tls = self._tls_context(agents)
-        context = ServerContext(
-            self.agents,
-            self._clients,
-            self.settings,
-            serves_clients=clients,
-            serves_agents=agents,
-            on_agent=self._on_agent,
-            access_log=_log_access if self.settings.access_log else None,
-            tls=tls,
-        )
+        context = self._context(clients=clients, agents=agents, tls=self._tls_context(agents))
         loop = asyncio.get_running_loop()
         backlog = self.settings.backlog
         if inherited is not None:
@@ -139,9 +148,23 @@ class Proxy:
             server = await loop.create_server(
                 context.connection, host or None, port, backlog=backlog, reuse_port=self.settings.reuse_port or None
             )
-        self._contexts.append(context)
         self._listeners.append((server, context))
         self._addresses.append(_bound(server))
+
+    def _context(self, *, clients: bool, agents: bool, tls: ssl.SSLContext | None) -> ServerContext:
+        """What the connections of one listener share."""
+        context = ServerContext(
+            self.agents,
+            self._clients,
+            self.settings,
+            serves_clients=clients,
+            serves_agents=agents,
+            on_agent=self._on_agent,
+            access_log=_log_access if self.settings.access_log else None,
+            tls=tls,
+        )
+        self._contexts.append(context)
+        return context
 
     def _tls_context(self, agents: bool) -> ssl.SSLContext | None:
         """The context of the listener for agents, or of one for clients alone; None where TLS is not spoken."""
@@ -193,7 +216,10 @@ class Proxy:
         for context in self._contexts:
             context.drain()
         if not await _within(
-            self.settings.drain_timeout, *self._adopting, *(context.wait_empty() for context in self._contexts)
+            self.settings.drain_timeout,
+            *self._adopting,
+            self._calls.wait_empty(),
+            *(context.wait_empty() for context in self._contexts),
         ):
             logger.warning("%d connections were cut after %g s", self.connection_count, self.settings.drain_timeout)
         await self.close()
@@ -207,11 +233,13 @@ class Proxy:
         for context in self._contexts:
             context.abort()
         self.agents.close()
+        self._calls.abandon()
         waits = [self.agents.wait_empty(), *(context.wait_empty() for context in self._contexts)]
         try:
             await _within(CLOSE_SECONDS, *waits)
         finally:
             self.agents.abort()
+            self._readers.close()
             self._closed.set()
             logger.info("stopped")
 
@@ -273,6 +301,11 @@ class Proxy:
         return self._addresses[-1]
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that it runs on, None before `start`."""
+        return self._loop
+
+    @property
     def connection_count(self) -> int:
         """Connections of clients that are open (an agent's is none any more once it is a WebSocket)."""
         return sum(context.connection_count for context in self._contexts)
@@ -287,10 +320,51 @@ class Proxy:
         """Bytes of the seed wire's budget that are in use."""
         return self.agents.seed_budget.used_bytes
 
+    def events(self, limit: int = 1024) -> Events:
+        """What happens to agents from now on, as an asynchronous iterator of `AgentEvent` that ends with the proxy.
+
+        limit: events that wait for a slow reader; it is told how many more there were.
+        """
+        return self._readers.add(limit)
+
+    # --- requests of the program's own ---
+
+    async def request(
+        self,
+        client_id: str,
+        method: str,
+        target: str,
+        *,
+        headers: requests.HeaderTypes = (),
+        content: requests.Content = None,
+        timeout: float | None = None,
+    ) -> requests.Response:
+        """Sends a request to an agent of `client_id` and returns its `Response` once the head has come.
+
+        It waits for an agent and is sent again as a client's request is. method: such as "GET". target: path and query,
+        as they are to stand in the request ("/a%20b?c=d"). headers: a mapping or (name, value) pairs, of str or bytes;
+        Host is the request's authority. content: the body, as bytes or an asynchronous iterator of them, which is asked
+        for more as the agent takes it. timeout: seconds for the response's head from the request's end, 0 for no limit,
+        None for `settings.request_timeout`.
+
+        Raises RequestFailed when no response comes, ValueError for a head that HTTP does not allow, and what the body's
+        iterator raises. Cancelled, it resets the stream.
+        """
+        return await self._send(
+            client_id.encode("ascii"), method, target, headers=headers, content=content, timeout=timeout
+        )
+
+    async def _send(self, to: AgentLink | bytes, method: str, target: str, **options: Any) -> requests.Response:
+        if self._loop is not asyncio.get_running_loop():
+            raise RuntimeError("a request is made on the event loop of a proxy that runs")
+        only = None if isinstance(to, bytes) else to
+        client_id = to if isinstance(to, bytes) else to.client_id
+        return await requests.send(self.agents, client_id, method, target, only=only, running=self._calls, **options)
+
     # --- agents ---
 
     def _on_agent(
-        self, connection: ServerConnection, client_id: bytes, fields: tuple[tuple[bytes, bytes], ...]
+        self, connection: ServerConnection | AgentPeer, client_id: bytes, fields: tuple[tuple[bytes, bytes], ...]
     ) -> tuple[int, str] | Callable[[Any, bytes, bytes], object]:
         """What becomes of an agent's handshake: (status, reason), or a function that takes its connection over."""
         reason = self.agents.refusal(client_id)
@@ -370,8 +444,10 @@ def _log_access(
     size: int,
     seconds: float,
     request_id: bytes,
+    stream: Stream | None,
 ) -> None:
     address = connection.client_address
+    link: Any = stream.session.owner if stream is not None else None
     access_logger.info(
         "%s %s %s %d %d %.3fs",
         address[0] if address else "-",
@@ -382,6 +458,8 @@ def _log_access(
         seconds,
         extra={
             "id": client_id.decode("latin-1"),
+            "session": link.session_name if link is not None else None,
+            "stream": stream.id if stream is not None else None,
             "status": status,
             "bytes": size,
             "seconds": round(seconds, 6),

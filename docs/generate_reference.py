@@ -20,11 +20,14 @@ import textwrap
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
 
 import backstream
+import backstream.asgi
+import backstream.httpx
 from backstream import cli, config, streams
 from backstream.config import (
     AgentSettings,
@@ -274,10 +277,16 @@ Every public name of `backstream` and `backstream.streams`, with the signature a
 code. [Embed proxy and agent](../how-to/embed.md) shows them at work, and the repository's folder `examples/` has a
 program for each way of using them.
 
-The package is typed (`py.typed`). Nothing here may be called from another thread than the event loop's.
+The package is typed (`py.typed`). Nothing here may be called from another thread than the event loop's, but for an
+`AgentThread`.
 """
 GROUPS_OF_NAMES = (
-    ("Proxy and agent", ("Proxy", "Agent", "Handshake"), ""),
+    ("Proxy and agent", ("Proxy", "AgentTable", "AgentLink", "Events", "AgentEvent", "Agent", "Handshake"), ""),
+    (
+        "Requests of the program's own",
+        ("Response", "Headers"),
+        "What `Proxy.request` and `AgentLink.request` return; [Call an agent](../how-to/call-an-agent.md) shows them.",
+    ),
     (
         "Settings",
         ("ProxySettings", "AgentSettings", "SessionSettings"),
@@ -298,14 +307,41 @@ GROUPS_OF_NAMES = (
     ),
     (
         "Errors",
-        ("BackstreamError", "ConfigurationError", "ConnectionFailed", "StreamError"),
+        ("BackstreamError", "ConfigurationError", "ConnectionFailed", "RequestFailed", "ResponseCut", "StreamError"),
         "One tree, by what the caller can do about them; [Errors and statuses](errors.md) has the codes.",
     ),
     ("Version", ("__version__",), ""),
 )
+GROUPS_OF_MODULES = (
+    (
+        "backstream.functions",
+        ("Request", "Response", "Headers", "ClientDisconnected"),
+        "For `Agent(settings, function=…)`: [serve a function](../how-to/functions.md).",
+    ),
+    (
+        "backstream.thread",
+        ("AgentThread",),
+        "What `Agent.start_in_thread` returns: [from a program that is not "
+        "asynchronous](../how-to/embed.md#from-a-program-that-is-not-asynchronous).",
+    ),
+    (
+        "backstream.pytest_plugin",
+        ("Tunnel",),
+        "What the fixture `backstream_tunnel` makes: [test through the tunnel](../how-to/pytest.md).",
+    ),
+)
 PUBLIC = tuple(value for value in map(vars(backstream).get, backstream.__all__) if inspect.isclass(value))
 # Methods whose names are public because another module of the package calls them.
-NOT_FOR_USERS = {"Agent": {"session_ready", "session_leaving", "session_drained", "session_lost", "notified"}}
+NOT_FOR_USERS = {
+    "Agent": {"session_ready", "session_leaving", "session_drained", "session_lost", "notified"},
+    "AgentTable": {"refusal", "withdraw", "drain", "close", "abort", "wait_empty"},
+    "Events": {"put"},
+    "ProxyApp": {"__call__"},
+    "RemoteTransport": {"handle_async_request", "handle_request", "aclose", "close"},
+    "Transport": {"handle_async_request", "handle_request"},
+}
+# Made by the package alone.
+NOT_MADE_BY_USERS = {"AgentLink", "AgentTable", "Events", "Headers", "Response"}
 HANDLER_RULES = """\
 What is called when:
 
@@ -316,24 +352,6 @@ What is called when:
   the rest of the request is not wanted.
 - `writable` when `room(stream)` is above 0 again after it was 0.
 - An exception resets the stream: a `StreamError` with its code, any other with INTERNAL, and it is logged.
-"""
-AGENTS_TEXT = """
-### What `proxy.agents` holds
-
-`len(proxy.agents)` is the number of sessions; iterating gives each, and `proxy.agents.by_id(b"4711")` the list of those
-that take requests for an id. Of each there is:
-
-| | |
-|---|---|
-| `client_id` | `bytes` |
-| `address` | `(host, port)` that the agent came from |
-| `since` | when it connected, as `time.monotonic()` has it |
-| `stream_count` | requests that run on it now |
-| `served` | requests that were sent down it so far |
-| `wire` | `native`, or the encoding on the seed wire: `proto` or `json` |
-| `notify(data, content_type="")` | sends it an event; raises StreamError when that can't be sent |
-| `notify_request(head, body=b"")` | has its service run a request that nobody waits for; on the seed wire only |
-| `retire(reason)` | gives it no new requests, tells the agent to dial anew, and closes it when the last one has ended |
 """
 ALIASES_TEXT = """
 ## Types that signatures name
@@ -358,32 +376,43 @@ def write_library() -> str:
             parts.append("\n" + fill(text) + "\n")
         for name in names:
             parts.append("\n" + describe(name))
-            if name == "Proxy":
-                parts.append(AGENTS_TEXT)
+    for module, names, text in GROUPS_OF_MODULES:
+        parts.append(f"\n## {module}\n\n{fill(text)}\n")
+        for name in names:
+            parts.append("\n" + describe(name, importlib.import_module(module)))
     parts.append(STREAMS_HEAD)
     parts.append(fill(prose(streams.__doc__)) + "\n")
     for name in streams.__all__:
         parts.append("\n" + describe_stream(name))
+    for extra in (backstream.asgi, backstream.httpx):
+        parts.append(f"\n## {extra.__name__}\n\n{markdown((extra.__doc__ or '').partition('Rules that')[0])}")
+        for name in extra.__all__:
+            parts.append("\n" + describe(name, extra))
     parts.append(ALIASES_TEXT)
     parts.append("| name | is |\n|---|---|\n")
     for module, name in (
         ("backstream.proxy", "Authorize"),
-        ("backstream.agent", "AsgiApp"),
+        ("backstream._applications", "AsgiApp"),
+        ("backstream._wsgi", "WsgiApplication"),
+        ("backstream.functions", "Function"),
+        ("backstream.agent", "ContextFactory"),
         ("backstream.agent", "HandlerFactory"),
         ("backstream._messages", "Fields"),
+        ("backstream.requests", "HeaderTypes"),
+        ("backstream.requests", "Content"),
     ):
         parts.append(f"| `{name}` | {code_in_table(alias(module, name))} |\n")
     return "".join(parts)
 
 
-def describe(name: str) -> str:
-    value = getattr(backstream, name)
+def describe(name: str, module: ModuleType = backstream) -> str:
+    value = getattr(module, name)
     if not inspect.isclass(value):
         return f"### `backstream.{name}`\n\nThe version of the package, a `str`.\n"
     node = class_node(value)
     bases = [base.__name__ for base in value.__bases__ if base.__module__ in ("builtins", "enum") or base in PUBLIC]
     own = f"({', '.join(bases)})" if bases and bases != ["object"] else ""
-    lines = [f"### `backstream.{name}`\n"]
+    lines = [f"### `{module.__name__}.{name}`\n"]
     if issubclass(value, IntEnum):
         lines += [code(f"class {name}{own}"), markdown(value.__doc__)]
         lines.append("\n".join(f"- `{name}.{member.name}` = {member.value}" for member in value) + "\n")
@@ -396,6 +425,8 @@ def describe(name: str) -> str:
             lines.append(dataclass_members(value, node))
         return "\n".join(lines + members(node, value, set()))
     init = next((item for item in functions(node) if item.name == "__init__"), None)
+    if name in NOT_MADE_BY_USERS:
+        init = None
     lines.append(code(f"class {name}{own if issubclass(value, Exception) else signature(init) if init else ''}"))
     if init is not None and issubclass(value, Exception):
         lines.append(f"Made with `{signature(init)}`.\n")
@@ -442,7 +473,7 @@ def item_of(head: str, text: str) -> str:
 
 def described(value: object) -> str:
     """A docstring without the signature that Cython puts before it."""
-    return inspect.cleandoc(re.sub(r"\A[\w.]+\(.*\)( -> \w+)?\n", "", getattr(value, "__doc__", None) or ""))
+    return inspect.cleandoc(re.sub(r"\A[\w.]+(\(.*\)( -> \w+)?|: \w+)\n", "", getattr(value, "__doc__", None) or ""))
 
 
 def describe_stream(name: str) -> str:
@@ -460,6 +491,8 @@ def dataclass_members(value: type, node: ast.ClassDef) -> str:
     lines = ["| member | type | default | |", "|---|---|---|---|"]
     for item in dataclasses.fields(value):
         default = "needed" if item.default is dataclasses.MISSING else f"`{default_text(item.default)}`"
+        if item.default_factory is not dataclasses.MISSING:
+            default = "made anew"
         lines.append(
             f"| `{item.name}` | {code_in_table(str(item.type))} | {default} | {prose(reasons.get(item.name, ''))} |"
         )

@@ -112,11 +112,14 @@ class Wire:
         self.ended: str | None = None
 
     @classmethod
-    async def connect(cls, address: Any, *, receive_buffer: int = 0) -> Wire:
+    async def connect(cls, address: Any, *, receive_buffer: int = 0, source: str = "") -> Wire:
+        """source: the address to come from; all of 127.0.0.0/8 are this machine's."""
         unix = isinstance(address, (str, Path))
         sock = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if source:
+            sock.bind((source, 0))
         sock.setblocking(False)
         try:
             async with asyncio.timeout(LIMIT):
@@ -220,7 +223,7 @@ class Wire:
     async def chunk(self) -> bytes:
         """One chunk of a chunked body, b"" for the last one (whose trailers are not read)."""
         line = await self.line()
-        assert re.fullmatch(rb"[0-9a-f]+", line), line
+        assert re.fullmatch(rb"[0-9a-fA-F]+", line), line
         size = int(line, 16)
         if size == 0:
             return b""
@@ -465,15 +468,15 @@ class Tunnel:
         """Waits until the proxy has `count` agents that take streams for an id."""
         await until(lambda: len(self.proxy.agents.by_id(client_id.encode())) == count, f"{count} agents")
 
-    async def agent(self, app: App | None = None, *, client_id: str = ID, **settings: Any) -> backstream.Agent:
+    async def agent(self, app: App | None = None, *, client_id: str | None = ID, **settings: Any) -> backstream.Agent:
         """A further agent; it is closed with the tunnel."""
-        before = len(self.proxy.agents.by_id(client_id.encode()))
+        before = len(self.proxy.agents.by_id(client_id or ""))
         agent = make_agent(self.proxy, app, client_id=client_id, **settings)
         self.agents.append(agent)
         await agent.start()
         async with asyncio.timeout(LIMIT):
             await agent.wait_connected()
-        await self.connected(before + 1, client_id)
+        await self.connected(before + 1, client_id or "")
         return agent
 
 
@@ -481,7 +484,7 @@ def make_agent(
     proxy: backstream.Proxy | str,
     app: App | None = None,
     *,
-    client_id: str = ID,
+    client_id: str | None = ID,
     handler: Any = None,
     kind: type[backstream.Agent] = backstream.Agent,
     **settings: Any,
@@ -527,6 +530,7 @@ LIVING = (
     "SeedStream",
     "OutMessage",
     "Exchange",
+    "Call",
     "ServerConnection",
     "AsgiRequest",
     "UpstreamRequest",

@@ -19,10 +19,12 @@ class AgentHandshake(NamedTuple):
     """Sec-WebSocket-Key, as it stands there."""
 
 
-def judge_handshake(fields: Iterable[tuple[bytes, bytes]], minor: int, has_body: bool) -> AgentHandshake:
+def judge_handshake(
+    fields: Iterable[tuple[bytes, bytes]], minor: int, has_body: bool, *, id_optional: bool = False
+) -> AgentHandshake:
     """What the head of a GET with `Upgrade: websocket` says.
 
-    fields: (name in lower case, value). minor: of the request's HTTP/1.x.
+    fields: (name in lower case, value). minor: of the request's HTTP/1.x. id_optional: without an id it is "".
 
     Raises MessageError with the status that refuses it.
     """
@@ -30,10 +32,12 @@ def judge_handshake(fields: Iterable[tuple[bytes, bytes]], minor: int, has_body:
     for name, value in fields:
         found.setdefault(name, []).append(value)
     ids = found.get(CLIENT_ID, [])
+    if id_optional:
+        ids = ids or [b""]
     if not ids:
         raise MessageError(400, "header x-backstream-client-id is required")
     client_id = ids[0]
-    if not 0 < len(client_id) <= 128 or not all(0x21 <= byte <= 0x7E for byte in client_id):
+    if not (client_id or id_optional) or len(client_id) > 128 or not all(0x21 <= byte <= 0x7E for byte in client_id):
         raise MessageError(400, "header x-backstream-client-id is not 1 to 128 visible ASCII characters")
     if minor != 1 or has_body:
         raise MessageError(400, "a WebSocket handshake is an HTTP/1.1 GET without a body")

@@ -17,6 +17,10 @@ from backstream.config import parse_duration
 from backstream.errors import ConfigurationError
 
 
+cdef enum:
+    MAX_DURATION = 100      # bytes: thousands of terms would take longer to read than the request is worth
+
+
 cdef int take_fields(RequestReader reader, Asked* asked, bytes name, bint keep_x_forwarded) except -1:
     """Leaves in `reader.fields` what goes on, fills `asked` with what does not.
 
@@ -101,6 +105,8 @@ cdef double timeout_of(const Asked* asked, double usual, double most) except? -1
     """
     cdef double seconds = usual
     if asked.timeout.ptr != NULL:
+        if asked.timeout.size > MAX_DURATION:
+            raise MessageError(400, "header x-backstream-request-timeout: it is too long")
         try:
             seconds = parse_duration(bytes_of(asked.timeout).decode("ascii", "replace"))
         except ConfigurationError as error:

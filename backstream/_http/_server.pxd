@@ -26,6 +26,7 @@ cdef class ServerContext:
         double max_request_timeout
         double idle_timeout
         double agent_wait
+        int max_retries
         double header_timeout
         double keepalive_timeout
         Py_ssize_t max_connections
@@ -36,6 +37,7 @@ cdef class ServerContext:
         double min_body_rate
         bytes agent_path
         bint trace
+        bint id_optional                # requests without an id go to agents without one
         Router router                   # None: only the field names an id
         Forwarding forwarding
         Networks proxy_protocol         # whose connections begin with a PROXY header; None: nobody's

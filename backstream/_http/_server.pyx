@@ -21,7 +21,7 @@ from backstream._codec cimport (
     BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers,
     bytes_of, decode_request, encode_request, equals, is_client_id, slice_of,
 )
-from backstream._exchange cimport Exchange, Responder
+from backstream._exchange cimport Exchange, Responder, is_idempotent
 from backstream._http._clients cimport ClientTable
 from backstream._http._final_recipient cimport own_answer
 from backstream._http._forwarding cimport Forwarding
@@ -49,6 +49,7 @@ cdef enum:
     CANCEL = 8
     PROTOCOL_ERROR = 1
     HELD_SIZE = 65536               # bytes of requests ahead of their turn
+    ANSWERS_SIZE = 4096             # of answers in one turn of the loop, after which others have theirs
     LINGER_BYTES = 16777216
     TLS_RECORD = 22                 # the first byte of a TLS handshake (RFC 8446 §5.1), which begins no HTTP
 
@@ -62,9 +63,6 @@ logger = logging.getLogger("backstream.proxy")
 cdef dict _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
-
-# RFC 9110 §9.2.2
-cdef frozenset IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
 
 
 cdef class ServerContext:
@@ -81,6 +79,7 @@ cdef class ServerContext:
         self.idle_timeout = settings.idle_timeout
         self.max_connections = settings.max_connections
         self.agent_wait = settings.agent_wait
+        self.max_retries = settings.max_retries
         self.header_timeout = settings.header_timeout
         self.keepalive_timeout = settings.keepalive_timeout
         self.drain_idle_timeout = settings.drain_idle_timeout
@@ -94,6 +93,7 @@ cdef class ServerContext:
         self.min_body_rate = settings.min_body_rate
         self.agent_path = settings.agent_path.encode()
         self.trace = settings.trace
+        self.id_optional = settings.client_id_optional
         routed = settings.route_host or settings.route_path or settings.default_id is not None
         self.router = Router(settings) if routed else None
         self.forwarding = Forwarding(settings)
@@ -273,7 +273,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 room = self.exchange.room()
                 if 0 < room < READ_SIZE:
                     return self.loop.read_view[:room]
-        elif self.exchange is not None and self.held.size:
+        elif self.held.size:
             return self.loop.read_view[:max(1, HELD_SIZE - self.held.size)]
         return self.loop.read_view
 
@@ -482,7 +482,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                     self.exchange.body(data[:size])
                 return 0
             if not self.request_open and (self.exchange is not None or self.writer.blocked or self.held.size
-                                          or self.writer.out.size >= HELD_SIZE):
+                                          or self.writer.out.size >= ANSWERS_SIZE):
                 if size:
                     append(self.held, data, size)
                 return 0
@@ -556,8 +556,6 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             wanted = True
         elif self.closing:
             wanted = False
-        elif self.exchange is None and not self.writer.blocked:
-            wanted = True
         elif self.exchange is not None and (self.request_open or self.framing == FRAMED_RAW):
             wanted = self.exchange.room() > 0
         else:
@@ -646,7 +644,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         if own is not None:
             return self._answer(200, own[0], own[1])
         head.prefix.size = 0
-        if asked.has_client_id:
+        if asked.has_client_id and not (context.id_optional and asked.client_id.size == 0):
             if not is_client_id(asked.client_id):
                 raise MessageError(400, "header x-backstream-client-id is not 1 to 128 visible ASCII characters")
             client_id = bytes_of(asked.client_id)
@@ -656,7 +654,11 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 own = options_answer(context.trace)
                 return self._answer(200, own[0], own[1])
             if client_id is None:
-                raise MessageError(400, "header x-backstream-client-id is required")
+                if not context.id_optional:
+                    raise MessageError(400, "header x-backstream-client-id is required")
+                client_id = b""
+        if not asked.has_client_id and client_id:
+            # The service is told what the request was routed on.
             field.name = slice_of(b"x-backstream-client-id")
             field.value = slice_of(client_id)
             field.kind = FIELD_OTHER
@@ -703,7 +705,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         exchange.payload = Buffer()
         encode_request(exchange.payload, head)
         exchange.is_head = self.is_head
-        exchange.is_idempotent = bytes_of(head.method) in IDEMPOTENT
+        exchange.is_idempotent = is_idempotent(bytes_of(head.method))
         exchange.has_body = self.request_open
         exchange.offers_upgrade = upgrade is not None
         exchange.upgrade = upgrade
@@ -711,6 +713,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         exchange.head_timeout = timeout
         exchange.idle_timeout = context.idle_timeout
         exchange.agent_wait = context.agent_wait
+        exchange.max_retries = context.max_retries
         exchange.request_ended = not self.request_open
         context.requests += 1
         if self.request_open:
@@ -730,7 +733,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         """The WebSocket is picows' from then on."""
         cdef RequestReader reader = self.reader
         fields = _pairs(reader.fields)
-        handshake = judge_handshake(fields, reader.minor, reader.body != BODY_NONE)
+        handshake = judge_handshake(fields, reader.minor, reader.body != BODY_NONE,
+                                    id_optional=self.context.id_optional)
         answer = self.context.on_agent(self, handshake.client_id, tuple(fields))
         if isinstance(answer, tuple):
             raise MessageError(answer[0], answer[1], "http_upgrade_failed")
@@ -764,6 +768,12 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return 0        # RFC 9110 §15.2: never to HTTP/1.0
         if head.status == 100:
             self.awaits_continue = False
+        if self.writer.blocked or self.writer.out.size >= HELD_SIZE:
+            # Interim heads cost no credit: who does not read is spared them, but for the word that it may wait for.
+            if head.status != 100:
+                return 0
+            self.writer.text(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return self.loop.schedule_flush(self)
         self._write_status(head.status, head.reason)
         self.writer.fields(head.fields, head.field_count)
         self.writer.text(b"\r\n")
@@ -916,7 +926,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef str who = ""
         if self.closing:
             return 0
-        if self.exchange is not None:
+        if self.exchange is not None and self.exchange.client_id:
             who = f" (id {self.exchange.client_id.decode('ascii')})"
         lines, body = error_page(status, cause, detail + who, leg, accept=self._accept(), trace=self.context.trace)
         return self._answer(status, lines, body)
@@ -985,6 +995,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self.context.access_log(self, self.logged_method, self.logged_target,
                                     self.exchange.client_id if self.exchange is not None else b"", self.status,
                                     self.sent_bytes, monotonic() - self.started_at,
-                                    self.request_id.text[:self.request_id.size])
+                                    self.request_id.text[:self.request_id.size],
+                                    self.exchange.stream if self.exchange is not None else None)
             self.logged_method = None
         return 0

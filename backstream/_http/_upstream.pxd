@@ -19,6 +19,7 @@ cdef class UpstreamService(Service):
         # configuration, in seconds and bytes
         double connect_timeout
         double idle_timeout
+        double request_timeout
         double pool_idle_timeout
         Limits limits
         Py_ssize_t max_connections
@@ -54,11 +55,15 @@ cdef class UpstreamRequest(StreamHandler):
         bint body_begun                 # bytes of the body came
         bint retried
         bint over
+        double head_timeout             # seconds from the request's end to the response's head, 0 for no limit
+        double head_due                 # when that has passed, 0 while the request goes on
         Buffer early                    # body bytes that came before there was a connection, or before the upgrade
         bytes early_trailers
 
     cdef int connected(self, UpstreamConnection connection) except -1
     cdef int failed(self, uint32_t code, str message) except -1
+    cdef int wait_for_head(self) except -1
+    cdef dict log_fields(self)
     cdef int _write_body(self, const char* data, Py_ssize_t size) except -1
     cdef int _write_end(self) except -1
 
@@ -87,6 +92,7 @@ cdef class UpstreamConnection(_ProtocolBase):
 
     cdef int begin(self, UpstreamRequest request) except -1
     cdef int input(self, char* data, Py_ssize_t size) except -1
+    cdef int set_deadline(self) except -1
     cdef int _response_head(self) except -1
     cdef int _response_end(self) except -1
     cdef int _switch(self, ResponseHead* head) except -1

@@ -9,8 +9,11 @@ Rules that hold here:
 """
 
 import asyncio
+import errno
 import logging
+import re
 import socket
+import ssl
 
 from libc.stdint cimport int64_t, uint32_t
 
@@ -38,15 +41,37 @@ logger = logging.getLogger("backstream.agent")
 cdef enum:
     NO_ERROR = 0
     REFUSED = 7
+    CANCEL = 8
     TIMEOUT = 32
     UPSTREAM_UNREACHABLE = 33
     UPSTREAM_RESET = 34
     UPSTREAM_PROTOCOL = 35
+    UPSTREAM_CONNECT_TIMEOUT = 39
+    UPSTREAM_DNS = 40
+    UPSTREAM_UNROUTABLE = 41
+    UPSTREAM_TLS = 42
+    UPSTREAM_CERTIFICATE = 43
     MAX_WAITING = 10000
     MAX_INTERIM = 16
 
 # RFC 9110 §9.2.2
+cdef object REQUEST_ID = re.compile(rb"\r\nx-request-id: ([^\r\n]*)")
 cdef frozenset IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
+
+
+cdef tuple _unreachable(error):
+    """The code for a connection that did not come about, and what clients are told: nothing of names and addresses."""
+    if isinstance(error, TimeoutError):
+        return UPSTREAM_CONNECT_TIMEOUT, "no connection in time"
+    if isinstance(error, socket.gaierror):
+        return UPSTREAM_DNS, "its name cannot be resolved"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return UPSTREAM_CERTIFICATE, "its certificate is not accepted"
+    if isinstance(error, ssl.SSLError):
+        return UPSTREAM_TLS, "the TLS handshake failed"
+    if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+        return UPSTREAM_UNROUTABLE, "no route to it"
+    return UPSTREAM_UNREACHABLE, "no connection"
 
 
 cdef class UpstreamService(Service):
@@ -59,6 +84,7 @@ cdef class UpstreamService(Service):
         self.host = b"localhost" if path else (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode()
         self.connect_timeout = settings.connect_timeout
         self.idle_timeout = settings.idle_timeout
+        self.request_timeout = settings.request_timeout
         self.pool_idle_timeout = settings.upstream_idle_timeout
         self.max_connections = settings.upstream_connections
         self.time_left_header = settings.time_left_header
@@ -99,6 +125,9 @@ cdef class UpstreamService(Service):
         request.stream = stream
         request.body = <BodyKind>head.body
         request.request_ended = end
+        request.head_timeout = head.time_budget_ms / 1000.0 if head.time_budget_ms else self.request_timeout
+        if end or head.upgrade.size:
+            request.wait_for_head()
         request.is_head = stream.answers_head
         request.is_idempotent = bytes_of(head.method) in IDEMPOTENT
         if head.upgrade.size:
@@ -174,13 +203,14 @@ cdef class UpstreamService(Service):
             why = describe(error)
             if isinstance(error, TimeoutError):
                 why = f"no connection within {self.connect_timeout:g} s"
-            logger.warning("the upstream %s cannot be reached: %s", self.where, why)
-            request.failed(UPSTREAM_UNREACHABLE, "the upstream cannot be reached")
+            logger.warning("the upstream %s cannot be reached: %s", self.where, why, extra=request.log_fields())
+            code, words = _unreachable(error)
+            request.failed(code, f"the upstream cannot be reached: {words}")
             self._serve_waiting()
             return
         except BaseException:
             self.connections -= 1
-            request.failed(UPSTREAM_UNREACHABLE, "the agent is stopping")
+            request.failed(CANCEL, "the agent is stopping")
             raise
         if connection.closed:
             request.failed(UPSTREAM_RESET, "the upstream closed the connection at once")
@@ -248,6 +278,12 @@ cdef class UpstreamRequest(StreamHandler):
         connection.loop.schedule_flush(connection)
         return 0
 
+    cdef dict log_fields(self):
+        """What log records about it carry."""
+        match = REQUEST_ID.search(self.head.data[:self.head.size])
+        return self.stream.session.owner.log_fields | {
+            "stream": self.stream.id, "request": match[1].decode("latin-1") if match is not None else None}
+
     cdef int failed(self, uint32_t code, str message) except -1:
         """No answer, or no whole one, will come."""
         if self.over:
@@ -290,6 +326,7 @@ cdef class UpstreamRequest(StreamHandler):
         self.request_ended = True
         if self.over:
             return 0
+        self.wait_for_head()
         if trailers != NULL and self.body == BODY_CHUNKED:
             lines = SocketWriter()
             lines.fields(trailers.fields, keep_trailers(trailers.fields, trailers.field_count))
@@ -301,6 +338,14 @@ cdef class UpstreamRequest(StreamHandler):
             elif self.upgrade is None:
                 self._write_end()
             self.connection.loop.schedule_flush(self.connection)
+        return 0
+
+    cdef int wait_for_head(self) except -1:
+        """The request is complete: from now on the response's head has its limit."""
+        if self.head_timeout > 0:
+            self.head_due = monotonic() + self.head_timeout
+            if self.connection is not None:
+                self.connection.set_deadline()
         return 0
 
     cdef int on_reset(self, Stream stream, uint32_t code, str message) except -1:
@@ -418,9 +463,11 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         cdef double left
         if self.request is None:
             return self.close()
+        if self.request.head_due and self.request.head_due <= monotonic():
+            return self._broken(TIMEOUT, f"no response within {self.request.head_timeout:g} s")
         left = self.active_at + self.service.idle_timeout - monotonic()
         if left > 0:
-            return self.loop.set_deadline(self, left)
+            return self.set_deadline()
         if not self.reading:
             # This side pauses the reading: it is the proxy that judges its client.
             return self.loop.set_deadline(self, self.service.idle_timeout)
@@ -456,8 +503,15 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.answered = False
         self.reader.answers_head = request.is_head
         self.active_at = monotonic()
-        self.loop.set_deadline(self, self.service.idle_timeout)
+        self.set_deadline()
         return request.connected(self)
+
+    cdef int set_deadline(self) except -1:
+        """Whichever comes first: the upstream is silent for too long, or the response's head is overdue."""
+        cdef double at = self.active_at + self.service.idle_timeout
+        if self.request.head_due:
+            at = min(at, self.request.head_due)
+        return self.loop.set_deadline(self, max(0.0, at - monotonic()))
 
     cdef int input(self, char* data, Py_ssize_t size) except -1:
         cdef Event event
@@ -499,7 +553,8 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 # Bytes behind a complete answer that nobody asked for.
                 return self.close()
         except MessageError as error:
-            logger.warning("the upstream %s sent a malformed answer: %s", self.service.where, error)
+            logger.warning("the upstream %s sent a malformed answer: %s", self.service.where, error,
+                           extra=None if self.request is None else self.request.log_fields())
             self._broken(UPSTREAM_PROTOCOL, f"the upstream's answer is malformed: {error}")
         except StreamError as error:
             self._broken(error.code, f"the upstream's answer: {error}")
@@ -533,6 +588,7 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
             if request.stream.interim_count == MAX_INTERIM:
                 raise MessageError(502, "more than 16 interim heads")
             return request.stream.respond_interim(&head)
+        request.head_timeout = request.head_due = 0.0
         head.body = reader.body
         if reader.body == BODY_SIZED:
             head.length = reader.length
@@ -552,6 +608,7 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         head.upgrade = slice_of(request.upgrade)
         head.body = BODY_NONE
         self.raw = True
+        request.head_timeout = request.head_due = 0.0
         self.service.leave_pool(self)
         # An idle one is ended by its own peers: protocols that switch have pings of their own.
         self.loop.clear_deadline(self)

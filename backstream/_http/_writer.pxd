@@ -15,6 +15,9 @@ cdef class SocketWriter:
         Buffer out
         int64_t body                # of them, bytes of the current message's body
         int64_t transport_body      # body bytes that the transport holds
+        Py_ssize_t chunk_begin      # of the last chunk, in `out`
+        Py_ssize_t chunk_size
+        Py_ssize_t chunk_end        # 0 when it has left
 
     cdef int attach(self, object transport) except -1
     cdef int64_t send(self) except -2
@@ -27,3 +30,4 @@ cdef class SocketWriter:
     cdef int fields(self, const Field* fields, Py_ssize_t count) except -1
     cdef int data(self, const char* data, Py_ssize_t size) except -1
     cdef int chunk(self, const char* data, Py_ssize_t size) except -1
+    cdef int _lengthen_chunk(self, const char* data, Py_ssize_t size) except -1

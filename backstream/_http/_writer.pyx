@@ -9,7 +9,7 @@ import socket
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 
 from backstream._buffer cimport Buffer, append, reserve
 from backstream._codec cimport Field
@@ -24,6 +24,26 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef enum:
     KEPT_BUFFER = 4096              # bytes that an idle connection keeps for its next message
     CHUNK_ROOM = 20                 # for a chunk's size and its line ends
+
+
+cdef Py_ssize_t _size_room(Py_ssize_t size) noexcept:
+    """Bytes of a chunk's first line."""
+    cdef Py_ssize_t room = 3
+    while size > 15:
+        size >>= 4
+        room += 1
+    return room
+
+
+cdef Py_ssize_t _write_size(char* at, Py_ssize_t size) noexcept:
+    """A chunk's first line; returns its bytes."""
+    cdef Py_ssize_t room = _size_room(size), i
+    for i in range(room - 3, -1, -1):
+        at[i] = (<const char*>b"0123456789abcdef")[size & 15]
+        size >>= 4
+    at[room - 2] = c'\r'
+    at[room - 1] = c'\n'
+    return room
 
 
 cdef class SocketWriter:
@@ -69,7 +89,7 @@ cdef class SocketWriter:
             if not self.blocked:
                 taken += self.transport_body
                 self.transport_body = 0
-        self.out.size = 0
+        self.out.size = self.chunk_end = 0
         self.body = 0
         if self.out.capacity > KEPT_BUFFER:
             self.out.release()
@@ -142,20 +162,35 @@ cdef class SocketWriter:
 
     cdef int chunk(self, const char* data, Py_ssize_t size) except -1:
         """Body bytes as one chunk (RFC 9112 §7.1)."""
-        cdef char* at = reserve(self.out, size + CHUNK_ROOM)
-        cdef int shift = 28
-        while shift and not (size >> shift) & 15:
-            shift -= 4
-        while shift >= 0:
-            at[0] = (<const char*>b"0123456789abcdef")[(size >> shift) & 15]
-            at += 1
-            shift -= 4
+        cdef char* at
+        if self.blocked and self.chunk_end and self.chunk_end == self.out.size:
+            return self._lengthen_chunk(data, size)
+        at = reserve(self.out, size + CHUNK_ROOM)
+        self.chunk_begin = self.out.size
+        self.chunk_size = size
+        at += _write_size(at, size)
+        memcpy(at, data, size)
+        at += size
         at[0] = c'\r'
         at[1] = c'\n'
-        memcpy(at + 2, data, size)
-        at += 2 + size
-        at[0] = c'\r'
-        at[1] = c'\n'
-        self.out.size = at + 2 - self.out.data
+        self.out.size = self.chunk_end = at + 2 - self.out.data
+        self.body += size
+        return 0
+
+    cdef int _lengthen_chunk(self, const char* data, Py_ssize_t size) except -1:
+        """Adds to the chunk that waits: framed one by one, bytes would take seven times what their credit counts."""
+        cdef Py_ssize_t before = _size_room(self.chunk_size), after = _size_room(self.chunk_size + size)
+        cdef char* begin
+        reserve(self.out, size + after - before)
+        begin = self.out.data + self.chunk_begin
+        if after > before:
+            memmove(begin + after, begin + before, self.chunk_size)
+        memcpy(begin + after + self.chunk_size, data, size)
+        self.chunk_size += size
+        _write_size(begin, self.chunk_size)
+        begin += after + self.chunk_size
+        begin[0] = c'\r'
+        begin[1] = c'\n'
+        self.out.size = self.chunk_end = begin + 2 - self.out.data
         self.body += size
         return 0

@@ -31,6 +31,11 @@ class ErrorCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     APP_ERROR: _ClassVar[ErrorCode]
     TOO_LARGE: _ClassVar[ErrorCode]
     DRAINING: _ClassVar[ErrorCode]
+    UPSTREAM_CONNECT_TIMEOUT: _ClassVar[ErrorCode]
+    UPSTREAM_DNS: _ClassVar[ErrorCode]
+    UPSTREAM_UNROUTABLE: _ClassVar[ErrorCode]
+    UPSTREAM_TLS: _ClassVar[ErrorCode]
+    UPSTREAM_CERTIFICATE: _ClassVar[ErrorCode]
 NONE: Body
 SIZED: Body
 CHUNKED: Body
@@ -50,6 +55,11 @@ UPSTREAM_PROTOCOL: ErrorCode
 APP_ERROR: ErrorCode
 TOO_LARGE: ErrorCode
 DRAINING: ErrorCode
+UPSTREAM_CONNECT_TIMEOUT: ErrorCode
+UPSTREAM_DNS: ErrorCode
+UPSTREAM_UNROUTABLE: ErrorCode
+UPSTREAM_TLS: ErrorCode
+UPSTREAM_CERTIFICATE: ErrorCode
 
 class Field(_message.Message):
     __slots__ = ("name", "value")

@@ -58,7 +58,7 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
         with monkeypatch.context() as patch:
             patch.setattr(command, "callback", lambda **values: given.update(values))
             assert cli.main([name, *arguments]) == 0
-        for extra in ("log_format", "log_level", "app_dir"):
+        for extra in ("log_format", "log_level", "app_dir", "reload", "reload_dir"):
             given.pop(extra, None)
         return cli._settings(KINDS[name], given)
 

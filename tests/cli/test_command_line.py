@@ -144,6 +144,12 @@ WRONG = [
         "--upstream: 'localhost:80' is not a URL",
     ),
     (["agent", "--client-id", "web", "--app", "a:b", "--proxy-url", "http://a"], "--proxy-url: 'http://a'"),
+    (["agent", "--client-id", "web", "--app", "a:b", "--interface", "asgi2"], "must be one of auto, asgi3, wsgi"),
+    (["agent", "--client-id", "web", "--app", "a:b", "--lifespan", "no"], "must be one of auto, on, off"),
+    (["agent", "--client-id", "web", "--app", "a:b", "--root-path", "shop/"], "--root-path must be a path"),
+    (["agent", "--client-id", "web", "--upstream", "http://a", "--factory"], "--factory needs an application"),
+    (["agent", "--client-id", "web", "--upstream", "http://a", "--reload"], "--reload needs --app"),
+    (["agent", "--client-id", "web", "--app", "a:b", "--reload-dir", "."], "--reload-dir needs --reload"),
     (["demo", "--listen", "nowhere"], "not an address"),
 ]
 

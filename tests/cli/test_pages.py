@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -54,6 +55,21 @@ def test_every_public_name_is_on_the_library_page() -> None:
         assert f"### `backstream.{name}`\n" in text, name
     for name in streams.__all__:
         assert f"### `streams.{name}`\n" in text, name
+
+
+def test_every_promise_of_the_security_page_names_tests_that_exist() -> None:
+    page = "docs/security.md"
+    text = (ROOT / page).read_text()
+    promises = [
+        row for heading in re.findall(r"(?m)^## (?:Against .*)$", text) for row in pages.table(page, heading) if row
+    ]
+    assert len(promises) > 30
+    for promise, tests in promises:
+        assert re.fullmatch(r"`[^`]+`(<br>`[^`]+`)*", tests), promise
+    named = re.findall(r"`(\w+/test_\w+\.py)::(\w+)`", text)
+    assert len(named) == text.count("::")
+    for file, name in named:
+        assert re.search(rf"(?m)^(async )?def {name}\(", (ROOT / "tests" / file).read_text()), f"{file}::{name}"
 
 
 COMMANDS = pages.commands()

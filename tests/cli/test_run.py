@@ -225,6 +225,102 @@ def test_the_app_is_looked_for_in_app_dir(start: Start, tmp_path: Path) -> None:
     assert b"ended" in asyncio.run(until_answered(port))
 
 
+WSGI_FACTORY = """
+def make():
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Length", "4")])
+        return [environ["SCRIPT_NAME"].encode()]
+
+    return app
+"""
+
+
+def test_a_wsgi_application_is_made_by_its_factory_and_told_its_root_path(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(WSGI_FACTORY)
+    port = free_port()
+    start("proxy", "--listen", f"127.0.0.1:{port}").wait_for("listening")
+    agent = start(
+        "agent",
+        *("--proxy-url", f"ws://127.0.0.1:{port}/ws", "--client-id", "web", "--app", "service:make", "--factory"),
+        *("--interface", "wsgi", "--lifespan", "off", "--root-path", "/abc"),
+    )
+    assert asyncio.run(until_answered(port)).endswith(b"/abc")
+    agent.signal(signal.SIGTERM)
+    assert agent.status() == 0
+
+
+def test_a_thread_that_hangs_does_not_hold_the_process_up(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(
+        "import time\n\ndef app(environ, start_response):\n    start_response('200 OK', [])(b'begun')\n"
+        "    time.sleep(3600)\n"
+    )
+    port = free_port()
+    start("proxy", "--listen", f"127.0.0.1:{port}").wait_for("listening")
+    agent = start(
+        "agent",
+        *("--proxy-url", f"ws://127.0.0.1:{port}/ws", "--client-id", "web", "--app", "service:app"),
+        *("--drain-timeout", "100ms"),
+    )
+    agent.wait_for("connected to")
+    with request(port) as client:
+        assert b"begun" in read_until(client, b"begun")
+        agent.signal(signal.SIGTERM)
+        assert agent.status() == 0
+
+
+def reloading(start: Start, port: int, *arguments: str) -> Any:
+    return start(
+        "agent",
+        *("--proxy-url", f"ws://127.0.0.1:{port}/ws", "--client-id", "web", "--app", "service:app", "--reload"),
+        *arguments,
+    )
+
+
+def version(number: int) -> str:
+    return APP.replace("ended", f"version {number}")
+
+
+async def until_version(port: int, number: int) -> None:
+    async with asyncio.timeout(20):
+        while f"version {number}".encode() not in await until_answered(port):
+            await asyncio.sleep(0.05)
+
+
+def test_a_change_to_the_application_starts_it_again_whatever_runs(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(version(1))
+    port = free_port()
+    start("proxy", "--listen", f"127.0.0.1:{port}").wait_for("listening")
+    agent = reloading(start, port)
+    asyncio.run(until_version(port, 1))
+    with request(port, "/endless") as client:
+        assert b"begun" in read_until(client, b"begun")
+        (tmp_path / "service.py").write_text(version(2))
+        agent.wait_for("service.py changed")
+        asyncio.run(until_version(port, 2))
+    # A process that does not come up waits for the next change.
+    (tmp_path / "service.py").write_text("no python")
+    agent.wait_for("SyntaxError")
+    (tmp_path / "service.py").write_text(version(3))
+    asyncio.run(until_version(port, 3))
+    agent.signal(signal.SIGINT)
+    assert agent.status() == 0
+    assert "Traceback (most recent call last)" not in agent.output().rpartition("connected to")[2]
+
+
+def test_with_reload_signals_drain_and_then_close(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(APP)
+    port = free_port()
+    start("proxy", "--listen", f"127.0.0.1:{port}").wait_for("listening")
+    agent = reloading(start, port, "--reload-dir", ".")
+    agent.wait_for("connected to")
+    with request(port, "/endless") as client:
+        assert b"begun" in read_until(client, b"begun")
+        agent.signal(signal.SIGTERM)
+        agent.wait_for("draining")
+        agent.signal(signal.SIGTERM)
+        assert agent.status() == 128 + signal.SIGTERM
+
+
 def test_logs_are_json_lines_when_nobody_looks(start: Start) -> None:
     proxy = start("proxy", "--listen", "127.0.0.1:0")
     proxy.wait_for("listening")

@@ -67,6 +67,8 @@ def test_every_setting_has_an_option_or_holds_some(kind: type) -> None:
         (AgentSettings, {"client_id": "é"}, "client_id must be 1 to 128"),
         (AgentSettings, {"proxy_url": "http://a/ws"}, "proxy_url: .* ws://HOST:PORT/PATH"),
         (AgentSettings, {"proxy_url": "ws://a:0/ws"}, "proxy_url: .* no valid port"),
+        (AgentSettings, {"proxy_url": "ws://a..b/ws"}, "proxy_url: .* has no valid host and port"),
+        (AgentSettings, {"upstream": f"http://{'x' * 64}.example"}, "upstream: .* has no valid host and port"),
         (AgentSettings, {"proxy_url": "ws://u:p@a/ws"}, "proxy_url: .* must not have a user name"),
         (AgentSettings, {"proxy_url": "wss://a", "client_cert": "a.pem"}, "client_cert needs client_key"),
         (AgentSettings, {"proxy_url": "wss://a", "client_key": "a.pem"}, "client_key needs client_cert"),

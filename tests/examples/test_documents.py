@@ -218,6 +218,28 @@ def test_the_application_that_embeds_a_proxy_shows_its_agents(tmp_path: Path) ->
     assert run(tmp_path, "try_it.py") == "[{'id': 'one', 'running': 0, 'served': 0}]\n"
 
 
+def test_the_application_that_a_proxy_is_mounted_in_serves_both(tmp_path: Path, started) -> None:
+    for name in ("gateway.py", "hello.py"):
+        (tmp_path / name).write_text(pages.named(name).text)
+    port = free_port()
+    url = f"ws://127.0.0.1:{port}/tunnel/ws"
+    started("-m", "uvicorn", "gateway:app", "--port", str(port), "--ws", "websockets-sansio")
+    with client_of(port, "hello") as client:
+        assert until_served(client, "/agents").json() == []
+        arguments = ("--client-id", "hello", "--proxy-url", url, "--app", "hello:app", "--reconnect-max", "100ms")
+        started("-m", "backstream", "agent", *arguments)
+        assert until_served(client, "/tunnel/").text.splitlines()[-1] == "line 4"
+        assert client.get("/agents").json() == ["hello"]
+    with pytest.raises(InvalidStatus) as refused:
+        connect(
+            url,
+            subprotocols=["backstream.v1"],  # type: ignore[list-item]
+            additional_headers={"x-backstream-client-id": "stranger"},
+            proxy=None,
+        )
+    assert refused.value.response.status_code == 403
+
+
 # --- links --------------------------------------------------------------------------------------------------
 
 
@@ -238,3 +260,20 @@ def test_every_page_is_in_the_site_and_in_the_readme() -> None:
         name = page.relative_to(ROOT / "docs").as_posix()
         assert f": {name}\n" in contents, f"mkdocs.yml does not list {name}"
         assert name == "index.md" or f"docs/{name}" in readme, f"README.md does not link to docs/{name}"
+
+
+def test_the_wsgi_application_of_the_page_is_served(serve: Serve) -> None:
+    client = serve("board.py")
+    assert until_served(client, "/hello/you").json() == {"hello": "you"}
+    assert client.post("/count", content=b"x" * 1_000_000).json() == {"bytes": 1_000_000}
+    assert client.get("/numbers").text == "1\n2\n3\n"
+
+
+# --- a user's tests -----------------------------------------------------------------------------------------
+
+
+def test_the_tests_of_the_page_on_pytest_pass(tmp_path: Path) -> None:
+    for name in ("prices.py", "test_prices.py", "test_tunnels.py"):
+        (tmp_path / name).write_text(pages.named(name).text)
+    output = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:asyncio")
+    assert "3 passed" in output

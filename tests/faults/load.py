@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from tests.rig import ID, LIMIT, Ended, Message, Processes, request
+
+Kind = tuple[str, bytes | None]
+KINDS: tuple[Kind, ...] = (("POST", b"b" * 1000), ("GET", None))
 
 
 @dataclass
@@ -16,15 +19,23 @@ class Sent:
 
     method: str
     path: str
+    body: bytes | None
     answer: Message | None = None
 
 
 class Load:
-    """Clients that send GETs and POSTs in turn, each over a connection that it keeps."""
+    """Clients that send requests of some kinds in turn, each over a connection that it keeps.
 
-    def __init__(self, commands: Processes, client_id: str = ID) -> None:
+    kinds: method and body of each. path: what their targets begin with.
+    """
+
+    def __init__(
+        self, commands: Processes, client_id: str = ID, *, kinds: Sequence[Kind] = KINDS, path: str = "/ok"
+    ) -> None:
         self.commands = commands
         self.client_id = client_id
+        self.kinds = kinds
+        self.path = path
         self.sent: list[Sent] = []
         self.refused = 0
         """Connections that nobody took."""
@@ -57,10 +68,9 @@ class Load:
                         await asyncio.sleep(0.005)
                         continue
                 count += 1
-                method = "GET" if count % 2 else "POST"
-                sent = Sent(method, f"/ok/{number}-{count}")
+                method, body = self.kinds[count % len(self.kinds)]
+                sent = Sent(method, f"{self.path}/{number}-{count}", body)
                 self.sent.append(sent)
-                body = b"b" * 1000 if method == "POST" else None
                 try:
                     await wire.send(request(sent.path, method=method, body=body, client_id=self.client_id))
                     sent.answer = await wire.answer()

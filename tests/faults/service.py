@@ -64,6 +64,12 @@ async def ok(scope, receive, send) -> None:
     await end(send, b"%d" % os.getpid())
 
 
+async def slow(scope, receive, send) -> None:
+    """As ok, after a while in which the process may end."""
+    await asyncio.sleep(0.01)
+    await ok(scope, receive, send)
+
+
 async def echo(scope, receive, send) -> None:
     """Every piece back as it comes: the response lasts as long as the request."""
     await begin(send)
@@ -107,6 +113,7 @@ async def deaf(scope, receive, send) -> None:
 PATHS: dict[str, Callable[..., Awaitable[None]]] = {
     "": ok,
     "ok": ok,
+    "slow": slow,
     "echo": echo,
     "upload": upload,
     "endless": endless,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
 
 import pytest
@@ -310,3 +311,17 @@ async def test_an_application_that_fails_in_every_way_at_once_leaves_nothing_beh
         await until(lambda: pair.proxy.connection_count == 0)
         await pair.settled()
         await leaks.none()
+
+
+async def test_an_agent_holds_its_service_to_the_time_that_a_request_names_though_the_proxy_says_nothing_more(
+    commands, journal
+) -> None:
+    proxy = await commands.proxy()
+    agent = await commands.agent()
+    async with await commands.open() as wire:
+        await wire.send(request("/deaf/1", lines=["x-backstream-request-timeout: 1s"]))
+        await journal.has("came", "/deaf/1")
+        proxy.signal(signal.SIGSTOP)
+        await agent.said("no response within 1 s")
+        proxy.signal(signal.SIGCONT)
+        assert (await wire.answer()).status == 504

@@ -1,7 +1,8 @@
 """What others make of the bytes that our agent sends upstream is the request that the client sent.
 
-The others are h11, which parses them, and nginx, which passes them on to h11 in words of its own. nginx is a program of
-the system: where it is not installed its leg is not in the list of parameters, and these tests say nothing of it.
+The others are h11, which parses them, and nginx and HAProxy, which pass them on to h11 in words of their own. Those are
+programs of the system: where one is not installed its leg is not in the list of parameters, and these tests say nothing
+of it.
 
 What the client sent is told by h11 as well for the table's rows, and known beforehand for those that hypothesis makes.
 """
@@ -9,9 +10,9 @@ What the client sent is told by h11 as well for the table's rows, and known befo
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -29,8 +30,12 @@ from tests.http.play import Tap
 from tests.http.table import Row, load
 from tests.rig import ID, Ended, Tunnel, Upstream, Wire, free_port, tunnel, until
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-LEGS = ["h11", *(["nginx"] if NGINX else [])]
+PROGRAMS = {
+    name: found
+    for name in ("nginx", "haproxy")
+    if (found := shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin"))
+}
+LEGS = ["h11", *PROGRAMS]
 
 HOP = {"connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade", "content-length", "expect"}
 """Fields that are made anew for each hop, or compared by what they mean."""
@@ -150,18 +155,45 @@ http {{
 """
 
 
+HAPROXY_CONF = """
+global
+    maxconn 512
+    tune.bufsize 200000
+    tune.http.maxhdr 1000
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 15s
+    timeout server 15s
+    http-reuse never
+frontend agents
+    bind 127.0.0.1:{port}
+    default_backend service
+backend service
+    server service {address}
+"""
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @asynccontextmanager
-async def through_nginx(upstream: str, folder: Path) -> AsyncIterator[str]:
+async def through(program: str, upstream: str, folder: Path) -> AsyncIterator[str]:
+    """The URL of an nginx or HAProxy in front of the upstream."""
     port = free_port()
-    conf = folder / "nginx.conf"
-    conf.write_text(NGINX_CONF.format(folder=folder, port=port, upstream=upstream))
-    assert NGINX
+    conf = folder / "conf"
+    text = NGINX_CONF if program == "nginx" else HAPROXY_CONF
+    address = upstream.removeprefix("http://")
+    conf.write_text(text.format(folder=folder, port=port, upstream=upstream, address=address))
+    options = ["-p", str(folder), "-c", str(conf)] if program == "nginx" else ["-db", "-f", str(conf)]
     process = subprocess.Popen(  # noqa: ASYNC220  it outlives no test, and starts at once
-        [NGINX, "-p", str(folder), "-c", str(conf)], stderr=subprocess.DEVNULL
+        [PROGRAMS[program], *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        await until(lambda: os.path.exists(folder / "pid") or process.poll() is not None, "nginx to have started")
-        assert process.poll() is None, "nginx did not start"
+        await until(lambda: process.poll() is not None or listens(port), f"{program} to have started")
+        assert process.poll() is None, f"{program} did not start"
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
@@ -172,8 +204,8 @@ async def through_nginx(upstream: str, folder: Path) -> AsyncIterator[str]:
 async def recording(leg: str, folder: Path, **settings: Any) -> AsyncIterator[tuple[Tunnel, Recorder]]:
     recorder = Recorder()
     async with Upstream(recorder.serve) as upstream:
-        if leg == "nginx":
-            async with through_nginx(upstream.url, folder) as url, tunnel(upstream=url, **settings) as pair:
+        if leg in PROGRAMS:
+            async with through(leg, upstream.url, folder) as url, tunnel(upstream=url, **settings) as pair:
                 yield pair, recorder
         else:
             async with tunnel(upstream=upstream.url, **settings) as pair:
@@ -342,7 +374,7 @@ class Harness:
 
 @pytest.fixture(params=LEGS, scope="module")
 def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
-    made = Harness(request.param, tmp_path_factory.mktemp("nginx"))
+    made = Harness(request.param, tmp_path_factory.mktemp(request.param))
     yield made
     made.end()
 

@@ -150,6 +150,14 @@ async def test_chunk_extensions_of_16_kib_are_ignored_and_one_byte_more_is_400(s
             assert (await ask(pair, start + body, segment)).status == status
 
 
+async def test_chunk_extensions_beyond_another_limit_are_400_too() -> None:
+    async with tunnel(ok_app, proxy={"max_extensions_size": 10}) as pair:
+        start = request(method="POST", lines=["Transfer-Encoding: chunked"])
+        for size, status in ((9, 200), (10, 400)):
+            body = b"1;%b\r\nx\r\n0\r\n\r\n" % (b"a" * size)
+            assert (await ask(pair, start + body, 0)).status == status
+
+
 # --- the sizes of an answer ---
 
 

@@ -392,6 +392,16 @@ def test_a_window_grows_to_16_mib_by_default_and_that_of_an_upgraded_stream_to_1
     assert books(upgraded)[0] == MiB
 
 
+def test_a_window_of_an_upgraded_stream_grows_to_a_maximum_of_its_own() -> None:
+    end = wire.proxy(max_upgraded_window=256 * KiB)
+    upgraded = end.open(UPGRADE, eager=False)
+    end.said()
+    end.hear(response(1, SWITCH))
+    for _ in range(9):
+        take_a_window(end, upgraded, 0.0)
+    assert books(upgraded)[0] == 256 * KiB
+
+
 def test_without_budget_windows_stay_as_they_are() -> None:
     end = wire.proxy(budget=WindowBudget(0))
     handler = downloading(end, eager=False)

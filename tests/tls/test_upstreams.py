@@ -91,16 +91,18 @@ async def test_an_upstream_may_be_named_by_its_address(certificates) -> None:
 
 
 @pytest.mark.parametrize(
-    ("identity", "ca", "plain", "words"),
+    ("identity", "ca", "plain", "cause", "words"),
     [
-        ("server", "other_ca", False, "its certificate comes from a CA that is not trusted here"),
-        ("server", None, False, "its certificate comes from a CA that is not trusted here"),
-        ("expired", "ca", False, "its certificate has expired"),
-        ("wrong_name", "ca", False, "its certificate is for another host name"),
-        ("server", "ca", True, "it does not speak TLS on this port"),
+        ("server", "other_ca", False, "certificate", "its certificate comes from a CA that is not trusted here"),
+        ("server", None, False, "certificate", "its certificate comes from a CA that is not trusted here"),
+        ("expired", "ca", False, "certificate", "its certificate has expired"),
+        ("wrong_name", "ca", False, "certificate", "its certificate is for another host name"),
+        ("server", "ca", True, "protocol", "it does not speak TLS on this port"),
     ],
 )
-async def test_an_upstream_that_is_not_verified_gets_no_request(certificates, caplog, identity, ca, plain, words):
+async def test_an_upstream_that_is_not_verified_gets_no_request(
+    certificates, caplog, identity, ca, plain, cause, words
+):
     got: list[bytes] = []
 
     async def serve(reader, writer):
@@ -113,6 +115,7 @@ async def test_an_upstream_that_is_not_verified_gets_no_request(certificates, ca
         async with tunnel(upstream=upstream.url, upstream_ca=ca and getattr(certificates, ca)) as pair:
             answer = await pair.get(lines=["x-secret: 1"])
             assert answer.status == 502
+            assert f"error=tls_{cause}_error; leg=service;" in answer.get("proxy-status").decode()
         lines = [record.message for record in caplog.records if record.levelno == logging.WARNING]
         where = upstream.url.removeprefix("https://")
         assert f"the upstream {where} cannot be reached: {words}" in lines
@@ -191,7 +194,7 @@ async def test_an_upstream_that_closes_right_after_its_handshake_is_502(certific
             assert (await pair.get()).status == 502
 
 
-async def test_an_upstream_that_never_answers_the_handshake_is_502(certificates) -> None:
+async def test_an_upstream_that_never_answers_the_handshake_is_504(certificates) -> None:
     async def serve(reader, writer):
         await asyncio.sleep(60)
 
@@ -200,4 +203,5 @@ async def test_an_upstream_that_never_answers_the_handshake_is_502(certificates)
         tunnel(upstream=upstream.url, upstream_ca=certificates.ca, connect_timeout=0.2) as pair,
     ):
         async with asyncio.timeout(2):
-            assert (await pair.get()).status == 502
+            answer = await pair.get()
+    assert answer.status == 504 and b"error=connection_timeout; leg=service;" in answer.get("proxy-status")

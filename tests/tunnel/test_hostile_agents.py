@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable
 
 import pytest
 
 import backstream
 from backstream import streams
+from backstream._codec import encode_hello, pack_frame
+from backstream._messages import Hello
 from backstream.errors import ErrorCode
-from tests.rig import ID, Tunnel, Wire, make_agent, ok_app, request, tunnel, until
+from tests.frames import BINARY, PONG, frame
+from tests.rig import ID, Ended, Tunnel, Wire, make_agent, ok_app, request, tunnel, until
 
 Serve = Callable[[streams.Stream, backstream.RequestHead], None]
+
+
+HANDSHAKE = (
+    b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    b"Sec-WebSocket-Protocol: backstream.v1\r\nx-backstream-client-id: evil\r\n\r\n"
+)
 
 
 class Quiet(backstream.Handler):
@@ -122,13 +134,29 @@ async def test_handshakes_on_long_paths_take_no_places_for_good() -> None:
 
 async def test_a_reserved_bit_in_a_websocket_frame_ends_the_session_with_1002() -> None:
     async with tunnel(ok_app) as pair, await pair.open() as wire:
-        await wire.send(
-            b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-            b"Sec-WebSocket-Protocol: backstream.v1\r\nx-backstream-client-id: evil\r\n\r\n"
-        )
+        await wire.send(HANDSHAKE)
         await wire.until(b"\r\n\r\n")
         await wire.send(b"\xc2\x80\0\0\0\0")
         data, _ = await wire.rest()
         assert b"\x88" in data and b"\x03\xea" in data, data
+        assert (await pair.get()).status == 200
+
+
+async def test_a_message_that_is_never_finished_ends_its_session_with_1002_whatever_else_it_says() -> None:
+    session = backstream.SessionSettings(message_timeout=0.5, ping_interval=0.1)
+    async with tunnel(ok_app, proxy={"session": session}) as pair, await pair.open() as wire:
+        await wire.send(HANDSHAKE)
+        await wire.until(b"\r\n\r\n")
+        began = time.monotonic()
+        hello = pack_frame(6, 0, encode_hello(Hello(instance=bytes(16), generation=1)))
+        await wire.send(frame(BINARY, hello) + frame(BINARY, b"\0", fin=False))
+        data = bytearray()
+        with contextlib.suppress(Ended):
+            while True:
+                await wire.send(frame(PONG))  # a sign of life
+                await wire.fill()
+                data += wire.buffer
+                wire.buffer.clear()
+        assert b"\x03\xeaa message unfinished after 0.5 s" in data
+        assert 0.4 < time.monotonic() - began < 5
         assert (await pair.get()).status == 200

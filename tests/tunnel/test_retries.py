@@ -122,6 +122,49 @@ async def test_what_was_sent_of_a_body_goes_to_the_other_agent_too(framing: str)
     assert set(service.came) == {("POST", hashlib.sha256(whole).hexdigest())}
 
 
+async def test_a_body_that_filled_the_window_goes_on_at_the_other_agent() -> None:
+    service, refused = Service(), []
+    window = 64 * KIBIBYTE
+
+    class FullHandler(backstream.Handler):
+        came = 0
+
+        def data_received(self, stream: streams.Stream, data: bytes) -> None:
+            self.came += len(data)
+            if self.came == window:
+                refused.append(stream)
+                streams.reset(stream, ErrorCode.REFUSED, "full")
+
+    async with tunnel(service) as pair:
+        await handler_agent(pair, lambda stream, head, end: FullHandler())
+        while not refused:
+            got = await pair.get(method="POST", body=b"x" * 3 * window)
+            assert got.status == 200
+    assert set(service.came) == {("POST", hashlib.sha256(b"x" * 3 * window).hexdigest())}
+
+
+@pytest.mark.parametrize(("most", "asked"), [(0, 1), (1, 2), (5, 6)])
+async def test_a_request_is_sent_again_as_often_as_the_setting_says(most: int, asked: int) -> None:
+    quitters = [Quitter(ErrorCode.REFUSED) for _ in range(8)]
+    async with tunnel(agents=0, proxy={"max_retries": most}) as pair:
+        for quitter in quitters:
+            await handler_agent(pair, quitter)
+        assert (await pair.get()).status == 503
+    assert sum(len(quitter.came) for quitter in quitters) == asked
+
+
+async def test_without_retries_a_request_on_a_lost_session_fails() -> None:
+    async with tunnel(agents=0, proxy={"max_retries": 0}) as pair:
+        losing = Losing(pair)
+        await losing.add("one")
+        await losing.add("other")
+        async with await pair.open() as wire:
+            await wire.send(request())
+            await losing.lose()
+            assert (await wire.answer()).status == 502
+    assert sum(losing.came.values()) == 1
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 async def test_once_credit_came_for_a_body_it_is_not_sent_again(method: str) -> None:
     quitter, service = Quitter(ErrorCode.REFUSED, "at the end", consumes=True), Service()
@@ -279,6 +322,11 @@ CODES = [
     (ErrorCode.UPSTREAM_PROTOCOL, 502, "http_protocol_error", "service"),
     (ErrorCode.APP_ERROR, 502, "connection_terminated", "service"),
     (ErrorCode.TOO_LARGE, 502, "http_response_header_section_size", "service"),
+    (ErrorCode.UPSTREAM_CONNECT_TIMEOUT, 504, "connection_timeout", "service"),
+    (ErrorCode.UPSTREAM_DNS, 502, "dns_error", "service"),
+    (ErrorCode.UPSTREAM_UNROUTABLE, 502, "destination_ip_unroutable", "service"),
+    (ErrorCode.UPSTREAM_TLS, 502, "tls_protocol_error", "service"),
+    (ErrorCode.UPSTREAM_CERTIFICATE, 502, "tls_certificate_error", "service"),
     (99, 502, "proxy_internal_error", "agent"),
 ]
 

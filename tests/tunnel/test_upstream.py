@@ -68,7 +68,25 @@ async def test_an_upstream_that_takes_no_connection_fails_after_the_connects_lim
             each.connect_ex(address)
         async with tunnel(upstream=f"http://127.0.0.1:{address[1]}", connect_timeout=0.2) as pair:
             got = await pair.get()
-            assert got.status == 502 and b"the upstream cannot be reached" in got.body
+            assert got.status == 504 and b"the upstream cannot be reached" in got.body
+            assert b"error=connection_timeout; leg=service;" in got.get("proxy-status")
+
+
+@pytest.mark.parametrize(
+    ("url", "cause"),
+    [
+        ("http://255.255.255.255:9", "destination_ip_unroutable"),
+        ("http://-a.invalid:9", "dns_error"),
+        ("unix:/nowhere/service.sock", "connection_refused"),
+    ],
+)
+async def test_why_an_upstream_cannot_be_reached_is_told(url: str, cause: str) -> None:
+    async with tunnel(upstream=url) as pair:
+        got = await pair.get()
+        assert got.status == 502 and b"the upstream cannot be reached" in got.body
+        assert f"error={cause}; leg=service;" in got.get("proxy-status").decode()
+        # The place in the pool is free again.
+        assert (await pair.get()).status == 502
 
 
 async def test_the_host_is_the_clients_or_else_the_upstreams(tmp_path) -> None:

@@ -1,0 +1,36 @@
+from collections.abc import Callable
+
+from backstream._agents import AgentLink, AgentTable
+from backstream._exchange import Responder
+from backstream._messages import Fields, RequestHead, ResponseHead
+
+class BodyQueue:
+    size: int
+    finished: bool
+    error: BaseException | None
+    async def wait(self) -> None: ...
+
+class Call(Responder):
+    head: ResponseHead | None
+    body: BodyQueue
+    trailers: Fields
+    on_over: Callable[[], object] | None
+    def __init__(self) -> None: ...
+    def start(
+        self,
+        table: AgentTable,
+        only: AgentLink | None,
+        client_id: bytes,
+        head: RequestHead,
+        has_body: bool,
+        head_timeout: float,
+    ) -> None: ...
+    def room(self) -> int: ...
+    async def wait_room(self) -> int: ...
+    def write(self, data: bytes) -> None: ...
+    def end(self) -> None: ...
+    async def wait_head(self) -> ResponseHead: ...
+    async def read(self) -> bytes: ...
+    @property
+    def over(self) -> bool: ...
+    def abandon(self, message: str, error: BaseException | None = None) -> None: ...
