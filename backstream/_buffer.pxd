@@ -25,3 +25,20 @@ cdef inline int append(Buffer buffer, const char* source, Py_ssize_t count) exce
     memcpy(room, source, count)
     buffer.size += count
     return 0
+
+
+cdef enum:
+    SMALL_PIECE = 1024
+
+
+cdef inline int add_piece(list pieces, bytes data) except -1:
+    """Adds to bytes that are kept as they came. Small ones are joined: each by itself costs many times its size."""
+    cdef bytes last
+    cdef Py_ssize_t at = len(pieces) - 1
+    if at >= 0 and len(data) < SMALL_PIECE:
+        last = <bytes>pieces[at]
+        if len(last) + len(data) <= SMALL_PIECE:
+            pieces[at] = last + data
+            return 0
+    pieces.append(data)
+    return 0

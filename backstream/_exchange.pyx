@@ -12,7 +12,7 @@ full, the request waits for it.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from backstream._agents cimport WAIT_AGENT, WAIT_NONE, WAIT_ROOM, AgentLink
-from backstream._buffer cimport Buffer
+from backstream._buffer cimport Buffer, add_piece
 from backstream._codec cimport (
     FieldArray, RequestHead, ResponseHead, Slice, Trailers, bytes_of, decode_request, encode_request,
 )
@@ -211,7 +211,7 @@ cdef class Exchange(StreamHandler):
             else:
                 if self.replay is None:
                     self.replay = []
-                self.replay.append(data)
+                add_piece(self.replay, data)
                 self.replay_bytes += size
         self.stream.write(data)
         return 0

@@ -30,6 +30,7 @@ cdef class SeedReader:
         Slice body
         # what the slices point into beside the message
         Buffer _text
+        Py_ssize_t _entries         # of the map of fields, those without a value among them
         list _kept
 
     cdef int forget(self) except -1

@@ -31,6 +31,7 @@ from backstream.errors import HeadError
 cdef enum:
     MAX_FIELDS = 1000
     MAX_ID_SIZE = 128
+    MAX_VALUES = 2 * MAX_HEAD_SIZE + 16384  # of a document: the commas and brackets of a path and fields at their limit
     ID_POOL = 256                   # ids made of one call to the system
 
 cdef Slice NOTHING
@@ -207,6 +208,13 @@ _from_json = _json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_con
 
 cdef dict _document(const char* data, Py_ssize_t size):
     cdef object found
+    cdef Py_ssize_t i, values = 0
+    if size > MAX_VALUES:
+        # Objects for millions of values in a message would take many times its size.
+        for i in range(size):
+            values += data[i] == c',' or data[i] == c'[' or data[i] == c'{'
+        if values > MAX_VALUES:
+            _malformed("too many values")
     try:
         found = _from_json(PyUnicode_DecodeUTF8(data, size, NULL))
     except (ValueError, RecursionError):
@@ -237,7 +245,7 @@ cdef bytes _base64(object value):
 cdef object _integer(object value):
     if type(value) is float and value.is_integer():
         return int(value)
-    if type(value) is str and value.lstrip("-").isdecimal() and value.isascii() and len(value) < 12:
+    if type(value) is str and value.removeprefix("-").isdecimal() and value.isascii() and len(value) < 12:
         return int(value)
     if type(value) is not int:
         _malformed("no number")
@@ -328,7 +336,7 @@ cdef class SeedReader:
         return slice_of(text)
 
     cdef int _begin_event(self) except -1:
-        self.fields.count = 0
+        self.fields.count = self._entries = 0
         self._text.size = 0
         if self._text.capacity > 8192:
             self._text.release()
@@ -379,8 +387,8 @@ cdef class SeedReader:
                     _malformed("no protobuf")
         if not is_token(self.method) or equals(self.method, b"CONNECT", 7):
             _malformed("the method")
-        if path.size + query.size > MAX_HEAD_SIZE:
-            _malformed("a path of more than 131072 bytes")
+        if self.method.size + path.size + query.size > MAX_HEAD_SIZE:
+            _malformed("a method and path of more than 131072 bytes")
         reserve(self._text, 3 * (path.size + query.size) + 2 + self._names_size())
         self._make_target(path, query)
         return self._finish_fields()
@@ -465,6 +473,10 @@ cdef class SeedReader:
         cdef bint fine
         cdef Slice part, key = NOTHING
         cdef Py_ssize_t i, first = self.fields.count
+        self._entries += 1
+        if self._entries > MAX_FIELDS:
+            # Those without a value as well: each is held against all fields before it.
+            _malformed("more than 1000 fields")
         while c.at < c.end:
             fine = read_tag(&c, &number, &kind)
             if not fine:
@@ -628,7 +640,11 @@ cdef char* _escape(char* at, Slice text, const bint* plain) noexcept:
 # --- writing -----------------------------------------------------------------------------------------------------
 
 cdef bytes _raw_path(Slice path):
-    """The decoded path where Go's encoding would give `path` back, else None: it travels as it is."""
+    """The decoded path where Go's encoding would give `path` back, else None: it travels as it is.
+
+    None too where what was decoded reads like an escape: its receiver, who leaves those alone, would serve another
+    path than the one that was asked for (`/%252e` as `/%2e`).
+    """
     cdef bytes decoded
     cdef char* at
     cdef Py_ssize_t i = 0
@@ -658,6 +674,10 @@ cdef bytes _raw_path(Slice path):
         at += 1
         i += 1
     text.size = at - text.ptr
+    for i in range(text.size - 2):
+        if (text.ptr[i] == c'%' and HEX_VALUE[<uint8_t>text.ptr[i + 1]] >= 0
+                and HEX_VALUE[<uint8_t>text.ptr[i + 2]] >= 0):
+            return None
     return bytes_of(text) if _is_utf8(text) else None
 
 

@@ -14,6 +14,7 @@ cdef class SeedCarrier(Carrier):
         bint _json                      # the message that is being put together is one of text
         bint _missing                   # what comes of it is dropped
         int64_t _booked                 # bytes of the budget, for it
+        Py_ssize_t _progress            # bytes of it since its time began anew
         double _stuck_at                # seconds: when the transport, which is full, last took something
         Py_ssize_t _unsent              # bytes that it had then
 

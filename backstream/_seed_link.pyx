@@ -15,7 +15,7 @@ from libc.string cimport memcpy
 
 from picows.picows cimport WSFrame, WSMsgType
 
-from backstream._buffer cimport append
+from backstream._buffer cimport Buffer, append
 from backstream._loop cimport monotonic
 from backstream._seed_session cimport MAX_QUEUED, SeedSession
 from backstream._websocket cimport Carrier, SessionLink
@@ -26,6 +26,7 @@ cdef enum:
     BATCH = 131072                  # bytes written at once, and in one turn of the loop
     LEAST_FRAME = 1048576           # bytes of a frame that are taken even where the message is then passed over
     UNBOOKED = 65536                # bytes of a message that are not booked while it is put together
+    LEAST_PROGRESS = 16384          # bytes of it that must come within the time for a message
 
 
 cdef class SeedCarrier(Carrier):
@@ -102,6 +103,7 @@ cdef class SeedCarrier(Carrier):
 
     cdef int _put_together(self, WSFrame frame) except -1:
         cdef SessionLink link = self._link
+        cdef Buffer fragments
         cdef Py_ssize_t total
         cdef int64_t more
         if link._fragments_at == 0:
@@ -119,24 +121,31 @@ cdef class SeedCarrier(Carrier):
         if frame.fin:
             link._fragments_at = 0
             if not self._missing:
-                self._session.take(self._json, link._fragments.data, link._fragments.size)
+                fragments = link._fragments
+                self._session.take(self._json, fragments.data, fragments.size)
             return self._end_fragments()
         if link._fragments_at == 0:
             link._fragments_at = monotonic()
+            self._progress = 0
             return link._set_deadline()
-        link._fragments_at = monotonic()        # the next one may take as long again
+        self._progress += frame.payload_size
+        if self._progress >= LEAST_PROGRESS:
+            self._progress = 0
+            link._fragments_at = monotonic()    # the next ones may take as long again
         return 0
 
     cdef int _miss(self, str why) except -1:
-        self._session.miss(self._json, self._link._fragments.data, self._link._fragments.size, why)
+        cdef Buffer fragments = self._link._fragments
+        self._session.miss(self._json, fragments.data, fragments.size, why)
         self._end_fragments()
         self._missing = True
         return 0
 
     cdef int _end_fragments(self) except -1:
-        if self._link._fragments.capacity > UNBOOKED:
-            self._link._fragments.release()
-        self._link._fragments.size = 0
+        if self._link is not None:      # or who was told of the message has dropped the connection
+            if self._link._fragments.capacity > UNBOOKED:
+                self._link._fragments.release()
+            self._link._fragments.size = 0
         self._missing = False
         if self._booked:
             self._session.budget.give_back(self._session.share, self._booked)
@@ -161,6 +170,8 @@ cdef class SeedCarrier(Carrier):
         cdef Py_ssize_t unsent
         if self._session.next_expiry and now >= self._session.next_expiry:
             self._session.expire(now)
+            if self._link is None:
+                return 0
         if self._session.congested and now - self._stuck_at >= self._link._message_timeout:
             unsent = self._link._transport.underlying_transport.get_write_buffer_size()
             if unsent >= self._unsent:
@@ -171,8 +182,9 @@ cdef class SeedCarrier(Carrier):
         return 0
 
     cdef int lost(self) except -1:
-        self._end_fragments()
+        self._link._fragments = Buffer()        # its bytes may be in use just now
         self._link = None
+        self._end_fragments()
         return 0
 
 

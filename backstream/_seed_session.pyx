@@ -6,7 +6,7 @@ To those above it is a Session with Streams as any other; what the wire lacks is
 - There is no RESET: a stream that fails is answered with a status, and one that its opener gave up is forgotten, so
   that its answer, when it comes, is dropped and counted.
 - There is no HELLO and no GOAWAY: the session is ready at once, and the leaving side answers 503.
-- A message that can't be read costs itself and nothing else.
+- A message that can't be read costs itself and nothing else, unless they come in floods.
 As in `_session`: no sockets, no clock of its own, no asyncio. A stream fails at the turn's end, never within a call of
 its handler's.
 """
@@ -16,6 +16,7 @@ from collections import deque
 
 from libc.string cimport memcpy
 
+from backstream._buffer cimport add_piece
 from backstream._codec cimport (
     BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers, bytes_of, decode_request,
     equals, equals_lower, slice_of,
@@ -225,8 +226,12 @@ cdef class SeedSession(Session):
         stream.answers_head = is_head
         stream.sent_promise = length
         stream._start = start
-        if length > DEFAULT_WINDOW and not self._book_out(stream, length):
-            raise StreamError(BUDGET_SPENT, "the memory for bodies on the seed wire is taken")
+        if length > DEFAULT_WINDOW:
+            # Whether there is room now. It is taken as the bytes come: a length alone must not keep others from it.
+            if not self._book_out(stream, length):
+                raise StreamError(BUDGET_SPENT, "the memory for bodies on the seed wire is taken")
+            self.budget.give_back(self.share, length)
+            stream._booked_out = 0
         self._streams[stream.message_id] = stream
         self.opened += 1
         self.served += 1
@@ -261,7 +266,9 @@ cdef class SeedSession(Session):
         try:
             reader.message(json, data, size)
         except HeadError as error:
-            return self._complain("a message that can't be read", str(error))
+            self._complain("a message that can't be read", str(error))
+            self.charge_idle_frame()
+            return 0
         self.json = json
         self._take(json)
         reader.forget()
@@ -276,6 +283,8 @@ cdef class SeedSession(Session):
         if self.is_proxy:
             return self.owner.on_notify("", bytes_of(reader.data) if reader.data.size else b"")
         self.owner.on_notify("", bytes_of(reader.data) if reader.data.size else b"")
+        if self.closed:
+            return 0        # who was told has ended the session
         return self._request(json, True)
 
     cdef int miss(self, bint json, const char* data, Py_ssize_t size, str why) except -1:
@@ -563,6 +572,7 @@ cdef class SeedSession(Session):
 
     cdef int _gather(self, SeedStream stream, bytes data) except -1:
         cdef int64_t size = stream._body_size + len(data)
+        cdef int64_t most
         cdef bint fits
         if stream.is_notify and not stream.opened_here:
             return 0
@@ -572,14 +582,15 @@ cdef class SeedSession(Session):
                                      f"the body does not fit into a message of at most {self.max_message} bytes")
         if size > DEFAULT_WINDOW and size > stream._booked_out:
             # In steps that grow, so that a long body asks seldom.
-            if (not self._book_out(stream, min(size + size // 4, max(size, self.max_message)))
+            most = size + stream.sent_promise if stream.sent_promise >= 0 else <int64_t>self.max_message
+            if (not self._book_out(stream, min(size + size // 4, max(size, most)))
                     and not self._book_out(stream, size)):
                 return self._doom_stream(stream, BUDGET_SPENT if stream.opened_here else TOO_LARGE,
                                          "the memory for bodies on the seed wire is taken")
         if stream._body is None:
             stream._body = [data]
         else:
-            stream._body.append(data)
+            add_piece(stream._body, data)
         stream._body_size = size
         return 0
 

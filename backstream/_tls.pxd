@@ -20,6 +20,7 @@ cdef class TlsTransport(_TransportBase):
         object _context                 # ssl.SSLContext
         object _hostname                # of the server that the client side expects; None on the server side
         object _make_protocol           # called without arguments once the handshake is done
+        object _admit                   # called once: (self, the peer's address), or None
         object _on_handshake            # called once: (self, None or the exception)
         double _handshake_timeout       # seconds
         # the connection below

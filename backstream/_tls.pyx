@@ -44,12 +44,14 @@ cdef class _TransportBase(LoopMember):
 cdef class TlsTransport(_TransportBase, asyncio.BufferedProtocol):
     """context: an ssl.SSLContext; make_protocol: makes the BufferedProtocol above, once the handshake is done;
     on_handshake: called with (self, None or an exception) when the handshake is over; handshake_timeout: seconds;
-    hostname: the server's, for the client side."""
+    hostname: the server's, for the client side; admit: called with (self, the peer's address) before the handshake,
+    false drops the connection."""
 
-    def __init__(self, context, make_protocol, on_handshake, double handshake_timeout, hostname=None):
+    def __init__(self, context, make_protocol, on_handshake, double handshake_timeout, hostname=None, admit=None):
         self.loop = loop_state()
         self._context = context
         self._hostname = hostname
+        self._admit = admit
         self._make_protocol = make_protocol
         self._on_handshake = on_handshake
         self._handshake_timeout = handshake_timeout
@@ -73,6 +75,10 @@ cdef class TlsTransport(_TransportBase, asyncio.BufferedProtocol):
         self._ssl_read = self.ssl_object.read
         self._ssl_write = self.ssl_object.write
         self._take_outgoing = self._outgoing.read
+        if self._error is None and self._admit is not None:
+            if not self._admit(self, transport.get_extra_info("peername")):
+                self._error = ConnectionRefusedError("its address has all the connections that one may have")
+            self._admit = None
         if self._error is not None:
             transport.abort()
             return

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from picows.picows cimport WSFrame, WSListener, WSTransport
 
 from backstream._buffer cimport Buffer
@@ -73,9 +73,25 @@ cdef class _ProtocolBase:
     pass
 
 
+cdef class FrameCutter:
+    cdef:
+        Py_ssize_t max_frame_size       # bytes
+        uint8_t head[14]                # of the frame that is being cut, or a part of one that is still to come
+        int head_size                   # bytes of that part
+        bint first                      # no fragment was begun yet
+        uint64_t left                   # bytes of the frame's payload
+        uint64_t piece_left             # of them, those of the fragment
+
+    cdef int take(self, ReadGuard guard, const char* data, Py_ssize_t size) except -1
+    cdef Py_ssize_t _head_size(self, const uint8_t* head, Py_ssize_t known) noexcept
+    cdef bint _begin(self, const uint8_t* head) noexcept
+    cdef int _next_piece(self, ReadGuard guard) except -1
+
+
 cdef class ReadGuard(_ProtocolBase):
     cdef:
         SessionLink _link
+        FrameCutter _cutter             # None where frames are no larger than picows may hold
         object _protocol
         object _get_buffer
         object _buffer_updated
@@ -85,6 +101,7 @@ cdef class ReadGuard(_ProtocolBase):
         bint _held                      # until `hold(False)`
 
     cdef int hold(self, bint held) except -1
+    cdef int pass_on(self, const char* data, Py_ssize_t size) except -1
     cdef int next_turn(self) except -1
 
 

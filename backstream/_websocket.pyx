@@ -13,6 +13,10 @@ import socket
 import struct
 import sys
 
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcpy
+
 from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
 from backstream._buffer cimport Buffer, append
@@ -38,6 +42,7 @@ cdef enum:
 
     FIRST_PINGS = 3
     TURN_BYTES = 131072             # read, or written, in one turn of the loop
+    LONGEST_UNCUT = 65536           # bytes of a frame; a multiple of four, so that the mask goes on as it is
 
 cdef double CLOSE_SECONDS = 2.0     # for the peer to answer a close frame
 
@@ -65,7 +70,7 @@ cdef class LinkMember(LoopMember):
         return 0 if self.link is None else self.link.flush()
 
     cdef int on_deadline(self) except -1:
-        return self.link.deadline()
+        return 0 if self.link is None else self.link.deadline()
 
 
 cdef class LinkListener(WSListener):
@@ -91,6 +96,105 @@ cdef class LinkListener(WSListener):
         self.link.wake()
 
 
+cdef class FrameCutter:
+    """Cuts large WebSocket frames into fragments (RFC 6455 §5.4) on their way to picows.
+
+    It would hold a frame whole, in a buffer that never becomes smaller again.
+    """
+
+    cdef int take(self, ReadGuard guard, const char* data, Py_ssize_t size) except -1:
+        cdef Py_ssize_t at = 0, run = 0, count      # data[run:at] goes on as it is
+        while at < size:
+            if self.piece_left:
+                count = size - at
+                if <uint64_t>count > self.piece_left:
+                    count = <Py_ssize_t>self.piece_left
+                at += count
+                self.piece_left -= count
+                self.left -= count
+                if self.piece_left == 0 and self.left:
+                    guard.pass_on(data + run, at - run)
+                    run = at
+                    self._next_piece(guard)
+                continue
+            count = self._head_size(<const uint8_t*>data + at, size - at) if self.head_size == 0 else 0
+            if 0 < count <= size - at:
+                # The whole head is here.
+                if self._begin(<const uint8_t*>data + at):
+                    guard.pass_on(data + run, at - run)
+                    run = at + count
+                    memcpy(self.head, data + at, count)
+                    self._next_piece(guard)
+                at += count
+                continue
+            # It comes in several reads: gathered, and passed on when it is whole.
+            guard.pass_on(data + run, at - run)
+            self.head[self.head_size] = <uint8_t>data[at]
+            self.head_size += 1
+            at += 1
+            run = at
+            count = self._head_size(self.head, self.head_size)
+            if count == self.head_size:
+                self.head_size = 0
+                if self._begin(self.head):
+                    self._next_piece(guard)
+                else:
+                    guard.pass_on(<const char*>self.head, count)
+        return guard.pass_on(data + run, at - run)
+
+    cdef Py_ssize_t _head_size(self, const uint8_t* head, Py_ssize_t known) noexcept:
+        """The bytes of a frame's head, 0 where too few are known to tell."""
+        cdef int length
+        if known < 2:
+            return 0
+        length = head[1] & 0x7f
+        return 2 + (2 if length == 126 else 8 if length == 127 else 0) + (4 if head[1] & 0x80 else 0)
+
+    cdef bint _begin(self, const uint8_t* head) noexcept:
+        """A frame begins; whether it is to be cut. One that is too long for picows is left to it."""
+        cdef int i, length = head[1] & 0x7f
+        self.left = length
+        if length >= 126:
+            self.left = 0
+            for i in range(2 if length == 126 else 8):
+                self.left = self.left << 8 | head[2 + i]
+        self.first = True
+        if LONGEST_UNCUT < self.left <= <uint64_t>self.max_frame_size and not head[0] & 0x08:
+            return True
+        self.piece_left = self.left
+        return False
+
+    cdef int _next_piece(self, ReadGuard guard) except -1:
+        """Passes the head of the next fragment on."""
+        cdef uint8_t head[14]
+        cdef Py_ssize_t size = 4
+        cdef bint last = self.left <= LONGEST_UNCUT
+        self.piece_left = self.left if last else LONGEST_UNCUT
+        head[0] = self.head[0] & 0x7f if self.first else 0
+        if last:
+            head[0] |= self.head[0] & 0x80
+        self.first = False
+        head[1] = self.head[1] & 0x80
+        if self.piece_left < 126:
+            head[1] |= <uint8_t>self.piece_left
+            size = 2
+        elif self.piece_left < 65536:
+            head[1] |= 126
+            head[2] = <uint8_t>(self.piece_left >> 8)
+            head[3] = <uint8_t>self.piece_left
+        else:
+            head[1] |= 127
+            head[2] = head[3] = head[4] = head[5] = head[6] = 0
+            head[7] = <uint8_t>(self.piece_left >> 16)
+            head[8] = <uint8_t>(self.piece_left >> 8)
+            head[9] = <uint8_t>self.piece_left
+            size = 10
+        if head[1] & 0x80:
+            memcpy(head + size, self.head + 10, 4)      # a frame that is cut has a length of 8 bytes
+            size += 4
+        return guard.pass_on(<const char*>head, size)
+
+
 cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
     """Between the socket and picows: reads in pieces, so that picows' buffer stays bounded, and sees every byte."""
 
@@ -101,13 +205,18 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
         self._link = link
 
     def get_buffer(self, sizehint):
+        if self._cutter is not None:
+            return self._link.loop.read_view
         view = self._get_buffer(sizehint)
         return view[:READ_SIZE] if len(view) > READ_SIZE else view
 
     def buffer_updated(self, Py_ssize_t nbytes):
         self._link._received_at = monotonic()
         self._turn_bytes += nbytes
-        self._buffer_updated(nbytes)
+        if self._cutter is not None:
+            self._cutter.take(self, self._link.loop.read_buffer, nbytes)
+        else:
+            self._buffer_updated(nbytes)
         if self._link._transport is None:
             return
         if self._link._transport.is_close_frame_sent and not self._link._closing and not self._link._lost:
@@ -119,6 +228,20 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
             self._paused = True
             self._link._transport.underlying_transport.pause_reading()
             self._link.loop.schedule_flush(self._link._member)
+
+    cdef int pass_on(self, const char* data, Py_ssize_t size) except -1:
+        """Hands picows bytes that are not in its buffer yet."""
+        cdef Py_buffer room
+        cdef Py_ssize_t count
+        while size > 0 and not self._link._lost:
+            PyObject_GetBuffer(self._get_buffer(-1), &room, PyBUF_WRITABLE)
+            count = min(size, room.len)
+            memcpy(room.buf, data, count)
+            PyBuffer_Release(&room)
+            data += count
+            size -= count
+            self._buffer_updated(count)
+        return 0
 
     cdef int next_turn(self) except -1:
         self._turn_bytes = 0
@@ -406,6 +529,8 @@ cdef class SessionLink(SessionOwner):
     cdef int _set_deadline(self) except -1:
         cdef double now = monotonic()
         cdef double at = min(self._ping_at, self._received_at + self._ping_timeout)
+        if self._lost:
+            return 0
         if self._fragments_at:
             at = min(at, self._fragments_at + self._message_timeout)
         if self._carrier is not None:
@@ -425,6 +550,9 @@ cdef class SessionLink(SessionOwner):
         if self._fragments_at and now - self._fragments_at >= self._message_timeout:
             self.session.close(1, f"a message unfinished after {self._message_timeout:g} s", 1002)
             return 0
+        if self._guard is not None and self._guard._held:
+            # It is this side that does not read; that the peer takes something is the carrier's to watch.
+            self._received_at = now
         if now - self._received_at >= self._ping_timeout:
             self.abort(f"nothing was heard for {self._ping_timeout:g} s")
             return 0
@@ -484,6 +612,7 @@ def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
     transport: an asyncio transport; key: the client's Sec-WebSocket-Key; rest: what was read behind its request.
     """
     cdef bint native = link._carrier is None
+    cdef FrameCutter cutter
 
     def answer(request):
         response = WSUpgradeResponse.create_101_response([("Sec-WebSocket-Protocol", SUBPROTOCOL)] if native else [])
@@ -504,6 +633,10 @@ def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
         link.lose("the handshake failed")
         return guard
     link.begin_service()
+    if not native:
+        cutter = FrameCutter()
+        cutter.max_frame_size = link._carrier.max_frame_size
+        guard._cutter = cutter
     _feed(guard, rest)
     return guard
 

@@ -51,6 +51,7 @@ cdef class ServerContext:
         readonly bint draining
         set connections
         set _handshakes                 # TlsTransports in their handshake
+        dict _shaking                   # those that are counted for an address: TlsTransport -> Client
         set _noted                      # kinds of failed handshakes that were logged
         object _emptied                 # an asyncio.Event
         readonly long long requests

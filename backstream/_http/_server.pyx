@@ -105,6 +105,7 @@ cdef class ServerContext:
         self.tls = tls
         self.connections = set()
         self._handshakes = set()
+        self._shaking = {}
         self._noted = set()
         self._emptied = asyncio.Event()
 
@@ -116,15 +117,30 @@ cdef class ServerContext:
         if self._full():
             # There is no telling it so before a handshake, which costs more than the connection.
             return _Refusal()
-        transport = TlsTransport(self.tls, self._secured, self._handshake_over, self.header_timeout)
+        transport = TlsTransport(self.tls, self._secured, self._handshake_over, self.header_timeout, None, self._admit)
         self._handshakes.add(transport)
         return transport
+
+    def _admit(self, TlsTransport transport, address):
+        """Counts a connection for its client's address while its handshake lasts; false where that has all it may."""
+        if not isinstance(address, tuple):
+            return True
+        host = address[0].partition("%")[0]
+        if self.forwarding.trusted is not None and host in self.forwarding.trusted:
+            return True
+        client = self.clients.enter(address[0])
+        if client is not None:
+            self._shaking[transport] = client
+        return client is not None
 
     def _secured(self):
         return ServerConnection(self)
 
     def _handshake_over(self, TlsTransport transport, error):
         self._handshakes.discard(transport)
+        client = self._shaking.pop(transport, None)
+        if client is not None:
+            self.clients.leave(client)      # an open connection is counted by itself
         if error is not None:
             kind = getattr(error, "reason", None) or type(error).__name__
             self.note_handshake(kind, transport.get_extra_info("peername"), error)

@@ -212,3 +212,19 @@ async def test_openssl_takes_no_more_than_the_record_it_reads(certificates) -> N
         assert one.read(4000) == b"x" * 1000
         assert to_server.pending == fed - number * fed // 5
     assert one.pending() == 0
+
+
+async def test_handshakes_count_among_the_connections_of_their_address(certificates) -> None:
+    async with secure(certificates, max_connections_per_address=2) as pair:
+        waiting = [await Wire.connect(pair.address) for _ in range(2)]
+        await until(lambda: pair.proxy.connection_count == 2, "two handshakes")
+        for _ in range(3):
+            with pytest.raises((OSError, Ended)):
+                await TlsWire.secure(pair.address, certificates.context())
+        assert pair.proxy.connection_count == 2
+        waiting[0].close()
+        await until(lambda: pair.proxy.connection_count == 1, "one of them gone")
+        for _ in range(3):
+            await still_served(certificates, pair)
+            await until(lambda: pair.proxy.connection_count == 1, "its connection closed")
+        waiting[1].close()

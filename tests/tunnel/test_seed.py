@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -160,7 +161,13 @@ async def test_bodies_that_are_gathered_share_a_budget() -> None:
         for _ in range(3):
             wire = await pair.open()
             wires.append(wire)
+            # A length alone books nothing.
             await wire.send(request(method="POST", lines=["Content-Length: 1000000"]) + bytes(10))
+        (link,) = pair.proxy.agents
+        await until(lambda: link.stream_count == 3, "three requests")
+        assert pair.proxy.seed_bytes == 0
+        for wire in wires:
+            await wire.send(bytes(999_980))
         await until(lambda: pair.proxy.seed_bytes == 3_000_000, "three bodies booked")
         got = await pair.get(method="POST", lines=["Content-Length: 1000000"])
         assert got.status == 503 and b"memory" in got.body
@@ -804,3 +811,173 @@ async def test_a_message_beyond_what_is_read_ends_the_session_without_a_defect_i
         gc.collect()
         await asyncio.sleep(0)
     assert not [each for each in caplog.records if each.name == "asyncio"]
+
+
+# --- what hostile peers and clients try ---
+
+
+async def test_a_body_in_tiny_pieces_takes_no_more_memory_than_in_large_ones() -> None:
+    async with tunnel(agents=0) as pair, original_agent(pair.proxy, echo), await pair.open() as wire:
+        (link,) = pair.proxy.agents
+        await wire.send(request(method="POST", lines=["Transfer-Encoding: chunked"]))
+        await until(lambda: link.stream_count, "the request")
+        piece = b"2\r\nab\r\n"
+        before = memory()
+        for _ in range(10):
+            await wire.send(piece * 20_000)
+        await until(lambda: pair.proxy.seed_bytes >= 400_000, "the body held")
+        assert memory() - before < 4 * 2**20
+        await wire.send(b"0\r\n\r\n")
+        assert (await wire.answer()).body == b"ab" * 200_000
+
+
+def memory() -> int:
+    """Bytes that the allocator of Python has in use."""
+    gc.collect()
+    return sys.getallocatedblocks() * 48
+
+
+@pytest.mark.parametrize("size", [100, 20_000])
+async def test_who_is_told_of_an_event_may_drop_the_connection_at_once(size: int) -> None:
+    told: list[int] = []
+
+    def drop(link: Any, event: backstream.Notify) -> None:
+        told.append(len(event.data))
+        link.abort("unwanted")
+
+    async with backstream.Proxy(rig.proxy_settings(), on_notify=drop) as proxy:
+        async with original_agent(proxy, echo) as agent:
+            await agent.notify(bytes(size))
+            await until(lambda: not len(proxy.agents), "the agent gone")
+        assert told == [size] and proxy.seed_bytes == 0
+
+
+@pytest.mark.parametrize("size", [100, 20_000])
+async def test_an_agent_that_drops_its_session_on_an_event_runs_nothing_of_it(size: int) -> None:
+    ran: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        ran.append(scope["path"])
+
+    def drop(event: backstream.Notify) -> None:
+        (link,) = agent.sessions
+        link.abort("unwanted")
+
+    async with OriginalProxy() as proxy, agent_of_ours(proxy, rig.http_only(app), on_notify=drop) as agent:
+        (first,) = agent.sessions
+        await proxy.notify(proxy.event(Request("POST", "/event", body=bytes(size))))
+        await until(lambda: agent.sessions and first not in agent.sessions, "another session")
+        assert not ran and first.session.accepted == 0
+
+
+async def hold_back(wire: rig.Wire, size: int, rest: int) -> None:
+    """Sends a frame of `size` bytes but for its last `rest`: a RESPONSE that nobody waits for."""
+    body = seed_pb2.Message(id="x", type=RESPONSE, data=bytes(size - 20)).SerializeToString()
+    await wire.send(b"\x82\xff" + len(body).to_bytes(8, "big") + bytes(4) + body[: len(body) - rest])
+
+
+async def test_a_frame_that_does_not_come_whole_is_booked_and_has_a_time_limit() -> None:
+    settings = session(seed_max_message=2**20, seed_budget=2**22, message_timeout=0.5)
+    async with tunnel(agents=0, proxy={"session": settings}) as pair, original_agent(pair.proxy, echo):
+        async with await rig.Wire.connect(pair.proxy.agent_address) as wire:
+            await wire.send(request("/ws", lines=HANDSHAKE))
+            await until(lambda: len(pair.proxy.agents) == 2, "the other agent")
+            await hold_back(wire, 700_000, 1)
+            await until(lambda: pair.proxy.seed_bytes > 600_000, "it is booked")
+            await until(lambda: len(pair.proxy.agents) == 1, "it is given up")
+        await until(lambda: pair.proxy.seed_bytes == 0, "everything given back")
+
+
+async def test_a_message_that_comes_byte_by_byte_has_a_time_limit() -> None:
+    settings = session(message_timeout=0.5)
+    async with (
+        tunnel(agents=0, proxy={"session": settings}) as pair,
+        await rig.Wire.connect(pair.proxy.agent_address) as wire,
+    ):
+        await wire.send(request("/ws", lines=HANDSHAKE))
+        await until(lambda: len(pair.proxy.agents) == 1, "the agent")
+        await wire.send(b"\x02\x81" + bytes(4) + b"a")
+        async with asyncio.timeout(10):
+            while len(pair.proxy.agents):
+                await wire.send(b"\x00\x81" + bytes(4) + b"a")
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("frame", [b"\x82\x81\0\0\0\0\xff", b"\x81\x81\0\0\0\0{"])
+async def test_a_flood_of_messages_that_are_none_ends_its_session(frame: bytes) -> None:
+    async with tunnel(agents=0) as pair, original_agent(pair.proxy, echo):
+        async with await rig.Wire.connect(pair.proxy.agent_address) as wire:
+            await wire.send(request("/ws", lines=HANDSHAKE))
+            await until(lambda: len(pair.proxy.agents) == 2, "the other agent")
+            await wire.send(frame * 1500)
+            await until(lambda: any(link.session.dropped == 1500 for link in pair.proxy.agents), "a burst is taken")
+            await wire.send(frame * 2000)
+            await until(lambda: len(pair.proxy.agents) == 1, "its session ended")
+        assert (await pair.get()).status == 200
+
+
+async def test_a_peer_that_takes_its_answers_slowly_is_not_given_up_for_what_was_not_read_of_it() -> None:
+    taken = 0
+    ended = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await answer(send, bytes(20_000))
+
+    async def handle(wire: ServerConnection) -> None:
+        nonlocal taken
+        codec = Codec("proto")
+        event = codec.encode(seed_pb2.EventHTTPRequest(method="GET", rawPath="/", rawQuery="q" * 200))
+        for at in range(4000):
+            await wire.send(codec.encode(seed_pb2.Message(id=str(at), type=REQUEST, data=event)))
+        await until(lambda: agent.sessions, "the session")
+        (link,) = agent.sessions
+        await until(lambda: link.session.queued > 1024, "more than it takes")
+        async with asyncio.timeout(30):
+            for taken in range(1, 4001):
+                await wire.recv()
+                if taken < 150:
+                    await asyncio.sleep(0.01)  # a slow line, for longer than the agent waits for a word
+        ended.set()
+
+    async with serve(handle, "127.0.0.1", 0, compression=None, max_size=2**24, max_queue=4) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        settings = backstream.AgentSettings(
+            proxy_url=f"ws://127.0.0.1:{port}/ws",
+            client_id=ID,
+            session=session(ping_interval=0.2, ping_timeout=0.6),
+        )
+        async with backstream.Agent(settings, app=rig.http_only(app)) as agent:
+            await agent.wait_connected()
+            (link,) = agent.sessions
+            await until(lambda: ended.is_set() or link.is_lost, "an end", seconds=40)
+            assert taken == 4000
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000, 70_000])
+async def test_frames_of_all_sizes_are_taken_however_they_are_cut_on_their_way(step: int) -> None:
+    sizes = [1, 120, 126, 66_000]
+    if step > 7:
+        sizes += [60_000, *range(65_520, 65_540), 131_072, 131_073, 300_001, 0]
+    events: list[bytes] = []
+    async with backstream.Proxy(rig.proxy_settings(), on_notify=lambda _, event: events.append(event.data)) as proxy:
+        async with await rig.Wire.connect(proxy.agent_address) as wire:
+            await wire.send(request("/ws", lines=HANDSHAKE))
+            await until(lambda: len(proxy.agents) == 1, "the agent")
+            sent = [bytes(at % 251 for at in range(size)) for size in sizes]
+            data = b"".join(masked(seed_pb2.Message(id="x", data=each).SerializeToString()) for each in sent)
+            for at in range(0, len(data), step):
+                await wire.send(data[at : at + step])
+            await until(lambda: len(events) == len(sent), "every event", seconds=20)
+        assert events == sent and proxy.seed_bytes == 0
+
+
+def masked(data: bytes) -> bytes:
+    mask = b"\x11\x22\x33\x44"
+    size = len(data)
+    if size < 126:
+        head = bytes([0x80 | size])
+    else:
+        head = b"\xfe" + size.to_bytes(2, "big") if size < 65536 else b"\xff" + size.to_bytes(8, "big")
+    long = (mask * (size // 4 + 1))[:size]
+    body = (int.from_bytes(data, "big") ^ int.from_bytes(long, "big")).to_bytes(size, "big")
+    return b"\x82" + head + mask + body
