@@ -33,7 +33,8 @@ def run(arguments: Sequence[str], folders: Sequence[Path]) -> int:
     """
     from watchfiles import PythonFilter, watch
 
-    command = [sys.executable, "-m", "backstream", *arguments]
+    # -B: a .pyc hides a change within the second in which it was written, where the size stays the same.
+    command = [sys.executable, "-B", "-m", "backstream", *arguments]
     stop = threading.Event()
     process: subprocess.Popen[bytes] | None = None
 
