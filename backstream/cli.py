@@ -243,7 +243,7 @@ def _settings_options(settings: type) -> list[click.Parameter]:
         required = item.default is MISSING and item.default_factory is MISSING
         if option.off and item.default:
             text += f" 0: {option.off}."
-        if not required and item.default not in (None, ()):
+        if not required and item.default not in (None, (), ""):
             text += f"  [default: {_shown_default(option, item.default)}]"
         metavar = option.metavar or METAVARS[option.kind]
         rest: dict[str, Any] = {"type": Value(option), "metavar": metavar, "required": required}
