@@ -447,7 +447,9 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 self._gone("the client's request is malformed")
                 self._close_when_sent()
             else:
-                self._gone("the client's request is malformed")
+                if self.exchange is not None:
+                    self.exchange.abandon(CANCEL, "the client's request is malformed")
+                self.held.release()
                 self._refuse(error)
         if not self.closed:
             self._update_reading()

@@ -50,6 +50,25 @@ def logging_tunnel(app, **options):
     return tunnel(app, proxy={"access_log": True} | options.pop("proxy", {}), **options)
 
 
+async def test_a_body_that_is_refused_midway_is_logged_as_what_its_client_was_told(lines) -> None:
+    @http_only
+    async def app(scope, receive, send):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with logging_tunnel(app, proxy={"max_body_size": 1000}) as pair:
+        for body, status in ((b"7d0\r\n" + bytes(2000) + b"\r\n", 413), (b"no size\r\n", 400)):
+            async with await pair.open() as wire:
+                await wire.send(request("/up", method="POST", lines=["Transfer-Encoding: chunked"]))
+                await until(lambda: sum(link.stream_count for link in pair.proxy.agents) == 1, "the request runs")
+                await wire.send(body)
+                assert (await wire.answer()).status == status
+    assert [(line[1:4], line[5]) for line in lines()] == [
+        (("POST", "/up", 413), "svc"),
+        (("POST", "/up", 400), "svc"),
+    ]
+
+
 async def test_a_request_is_one_line(lines) -> None:
     @http_only
     async def app(scope, receive, send):
