@@ -33,7 +33,7 @@ from backstream._via import choose_via, connect_via
 from backstream._websocket import SUBPROTOCOL, dial_websocket
 from backstream._wsgi import WsgiApplication
 from backstream.certificates import client_context, describe, is_refusal, stamp
-from backstream.config import AgentSettings, parse_proxy_url, parse_upstream
+from backstream.config import AgentSettings, parse_header, parse_proxy_url, parse_upstream
 from backstream.errors import ConfigurationError, ConnectionFailed
 from backstream.functions import Function
 from backstream.thread import AgentThread
@@ -326,7 +326,7 @@ class Agent:
         where = _without_query(settings.proxy_url)
         offered = [] if settings.session.wire == "seed" else [("Sec-WebSocket-Protocol", SUBPROTOCOL)]
         named = [] if settings.client_id is None else [("x-backstream-client-id", settings.client_id)]
-        headers = [*named, *offered]
+        headers = [*named, *offered, *(parse_header(text) for text in settings.header)]
         # Which wire it is shows in the answer only.
         largest = 0 if settings.session.wire == "native" else max(settings.session.seed_max_message, LEAST_FRAME)
         try:

@@ -32,6 +32,7 @@ __all__ = [
     "format_size",
     "parse_address",
     "parse_duration",
+    "parse_header",
     "parse_host_route",
     "parse_network",
     "parse_path_route",
@@ -198,6 +199,9 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+_HANDSHAKE_FIELDS: Final = frozenset(
+    ("connection", "content-length", "host", "transfer-encoding", "upgrade", "x-backstream-client-id")
+)
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}", re.ASCII)
 _NEVER_UPGRADED: Final = frozenset({"h2c", "h2", "http", "tls"})
 
@@ -504,6 +508,18 @@ def _check_routes(name: str, texts: tuple[str, ...], parse: Callable[[str], Rout
         place = (route.place, route.client_id is None)
         if places.setdefault(place, route.client_id) != route.client_id:
             raise ConfigurationError(f"{name}: {_shown(text)} names another id for the same place")
+
+
+def parse_header(text: str) -> tuple[str, str]:
+    """Name and value of a field of an agent's handshake, written `NAME: VALUE`. Raises ConfigurationError."""
+    name, colon, value = text.partition(":")
+    value = value.strip(" ")
+    # What is wrong with it is not shown: it may hold a secret.
+    if not colon or not _TOKEN.fullmatch(name) or not _is_token_text(value):
+        raise ConfigurationError("header must be like 'NAME: VALUE', in visible ASCII")
+    if name.lower() in _HANDSHAKE_FIELDS or name.lower().startswith("sec-websocket-"):
+        raise ConfigurationError(f"header must not name {name}: the handshake has its own")
+    return name, value
 
 
 def _is_token_text(text: str) -> bool:
@@ -1087,6 +1103,19 @@ class AgentSettings:
     `direct` for none. None takes `HTTPS_PROXY` (for wss://), `HTTP_PROXY` (for ws://), else `ALL_PROXY`, and heeds
     `NO_PROXY`. A command line is seen by others: give a password by the variable or the file."""
 
+    header: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "text",
+            CONNECT,
+            "A field of the handshake, such as a token that the proxy asks for; may be repeated.",
+            metavar="'NAME: VALUE'",
+            many=True,
+        ),
+    )
+    """What the proxy's `authorize` finds in `Handshake.fields`. A command line is seen by others: give a secret by the
+    variable or the file."""
+
     client_id: str | None = field(
         metadata=_option("text", CONNECT, "The id under which clients reach this agent.", metavar="ID"),
     )
@@ -1326,6 +1355,8 @@ class AgentSettings:
                 parse_via(self.via)
             except ConfigurationError as error:
                 raise ConfigurationError(f"via: {error}") from None
+        for text in self.header:
+            parse_header(text)
         if self.client_id is not None and not _is_client_id(self.client_id):
             raise ConfigurationError(f"client_id must be {CLIENT_IDS}, not {_shown(self.client_id)}")
         if self.app is not None and self.upstream is not None:

@@ -217,6 +217,14 @@ async def test_authorize_sees_the_handshake_and_true_accepts() -> None:
         assert (b"cookie", b"b=1") in seen[1].fields
 
 
+async def test_authorize_finds_the_fields_that_an_agent_is_told_to_send() -> None:
+    def authorize(handshake: backstream.Handshake) -> bool:
+        return handshake.field("authorization") == "Bearer 6f1c" and handshake.field("x-two") == "a: b"
+
+    async with tunnel(ok_app, authorize=authorize, header=("Authorization: Bearer 6f1c", "X-Two:a: b")) as pair:
+        assert (await pair.get()).status == 200
+
+
 @pytest.mark.parametrize("verdict", [False, None, 0, 1, "yes", object()])
 async def test_whatever_authorize_returns_but_true_refuses(verdict: object) -> None:
     async with tunnel(agents=0, authorize=lambda handshake: verdict) as pair, await pair.open() as wire:
