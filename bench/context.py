@@ -6,7 +6,7 @@ of them.
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -74,6 +74,20 @@ class Case:
     """None where it is skipped."""
     endpoint: Endpoint | None = None
     """Where the contender runs, if it was started before its first turn."""
+
+
+def in_states(cases: Sequence[Case], states: Mapping[str, str], turn: Callable[[str, Endpoint], Sample]) -> list[Case]:
+    """Every case once in each state, with KEY:STATE as its row's key.
+
+    states: the key of each and its name in the table. turn: takes a sample in a state.
+    """
+    found = []
+    for case in cases:
+        for state, name in states.items():
+            row = Row(f"{case.row.key}:{state}", f"{case.row.name}, {name}")
+            row.skipped, row.failed = case.row.skipped, case.row.failed
+            found.append(Case(row, partial(turn, state, case.endpoint) if case.endpoint else None))
+    return found
 
 
 @dataclass(slots=True)

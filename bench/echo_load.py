@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import cast
 
 from bench.aio import run
+from bench.loadgen import summary
 from bench.routes import CLIENT_ID, CLIENT_ID_HEADER
 
 MESSAGE = b"0123456789abcdef" * 2
@@ -81,16 +82,7 @@ async def load(port: int, connections: int, seconds: float) -> None:
     with suppress(TimeoutError):
         await asyncio.wait_for(ended.wait(), seconds)
     elapsed = time.perf_counter() - begin
-    latencies.sort()
-    count = len(latencies)
-    result = {
-        "messages": count,
-        "seconds": elapsed,
-        "p50": latencies[count // 2] * 1e6 if count else 0,
-        "p99": latencies[min(count - 1, count * 99 // 100)] * 1e6 if count else 0,
-        "errors": int(ended.is_set()),
-    }
-    print(json.dumps(result))
+    print(json.dumps({"messages": len(latencies), **summary(latencies, elapsed), "errors": int(ended.is_set())}))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,17 @@ class _Client(asyncio.Protocol):
         self._transport.write(self.message)
 
 
+def summary(latencies: list[float], seconds: float) -> dict[str, float]:
+    """What a client prints of its run: its length in seconds, the median and p99 in microseconds."""
+    latencies.sort()
+    count = len(latencies)
+    return {
+        "seconds": seconds,
+        "p50": latencies[count // 2] * 1e6 if count else 0,
+        "p99": latencies[min(count - 1, count * 99 // 100)] * 1e6 if count else 0,
+    }
+
+
 async def load(port: int, connections: int, seconds: float, ca: str = "") -> None:
     latencies: list[float] = []
     ended = asyncio.Event()
@@ -64,16 +75,7 @@ async def load(port: int, connections: int, seconds: float, ca: str = "") -> Non
     with suppress(TimeoutError):
         await asyncio.wait_for(ended.wait(), seconds)
     elapsed = time.perf_counter() - begin
-    latencies.sort()
-    count = len(latencies)
-    result = {
-        "requests": count,
-        "seconds": elapsed,
-        "p50": latencies[count // 2] * 1e6 if count else 0,
-        "p99": latencies[min(count - 1, count * 99 // 100)] * 1e6 if count else 0,
-        "errors": int(ended.is_set()),
-    }
-    print(json.dumps(result))
+    print(json.dumps({"requests": len(latencies), **summary(latencies, elapsed), "errors": int(ended.is_set())}))
 
 
 if __name__ == "__main__":

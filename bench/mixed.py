@@ -14,7 +14,7 @@ from functools import partial
 from bench.contenders import Contender, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, NginxProxy
-from bench.context import Case, Context, CpuMeter, Sample, start_bulk_backend
+from bench.context import Context, CpuMeter, Sample, in_states, start_bulk_backend
 from bench.processes import Fleet, Spawned, finish, read_line
 from bench.routes import MIB
 from bench.table import Column, Row, Section, median, number, ratio, spread
@@ -51,13 +51,8 @@ def run(context: Context) -> list[Section]:
         def turn(state: str, endpoint: Endpoint) -> Sample:
             return mixed_sample(fleet, endpoint, state, context.options.duration)
 
-        cases = []
-        for case in context.cases(fleet, contenders, backend, partial(turn, "idle")):
-            for state, name in STATES.items():
-                row = Row(f"{case.row.key}:{state}", f"{case.row.name}, {name}")
-                row.skipped, row.failed = case.row.skipped, case.row.failed
-                cases.append(Case(row, partial(turn, state, case.endpoint) if case.endpoint else None))
-        rows = context.take_turns("mixed", cases)
+        cases = context.cases(fleet, contenders, backend, partial(turn, "idle"))
+        rows = context.take_turns("mixed", in_states(cases, STATES, turn))
     title = f"small requests at a low rate beside {STREAMS} bulk streams, {context.options.duration} s × "
     return [Section("mixed", title + str(context.options.repeat), _COLUMNS, rows, "nginx:idle")]
 

@@ -12,7 +12,7 @@ from functools import partial
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, NginxProxy
-from bench.context import Case, Context, Sample, start_bulk_backend
+from bench.context import Context, Sample, in_states, start_bulk_backend
 from bench.mixed import STREAMS
 from bench.processes import Fleet, Spawned, finish, read_line
 from bench.table import Column, Row, Section, median, number, spread
@@ -49,13 +49,8 @@ def run(context: Context) -> list[Section]:
         def turn(state: str, endpoint: Endpoint) -> Sample:
             return _sample(fleet, endpoint, state, context.options.duration)
 
-        cases = []
-        for case in context.cases(fleet, contenders, backend, partial(turn, "idle")):
-            for state, name in STATES.items():
-                row = Row(f"{case.row.key}:{state}", f"{case.row.name}, {name}")
-                row.skipped, row.failed = case.row.skipped, case.row.failed
-                cases.append(Case(row, partial(turn, state, case.endpoint) if case.endpoint else None))
-        rows = context.take_turns("sse", cases)
+        cases = context.cases(fleet, contenders, backend, partial(turn, "idle"))
+        rows = context.take_turns("sse", in_states(cases, STATES, turn))
     title = f"delay of Server-Sent Events, one each 5 ms, {context.options.duration} s × {context.options.repeat}"
     return [Section("sse", title, _COLUMNS, rows)]
 
