@@ -14,11 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from bench import agents, bulk, idle, memory, mixed, small, soak, sse, stalled, targets, tls, websocket
+from bench import soak
 from bench.context import Context, Options
 from bench.errors import BenchError
 from bench.machine import describe
-from bench.table import Section, render
+from bench.report import targets
+from bench.report.table import Section, render
+from bench.scenarios import agents, bulk, idle, memory, mixed, small, sse, stalled, tls, websocket
 
 MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "small": small.run,

@@ -17,8 +17,8 @@ from bench.contenders.nginx import start_service as start_nginx_service
 from bench.errors import BenchError
 from bench.net import free_port, wait_until_answering
 from bench.processes import Fleet, cpu_ns, memory_bytes
+from bench.report.table import Row
 from bench.routes import GIB, MIB
-from bench.table import Row
 
 Sample = dict[str, float | None]
 
@@ -175,9 +175,9 @@ def start_small_backend(fleet: Fleet) -> tuple[Endpoint, str]:
 
 
 def start_bulk_backend(fleet: Fleet, *, segment: int = 0) -> Endpoint:
-    """The service behind bulk (service.py). segment: the most bytes of a TCP segment, 0 for what loopback has."""
+    """The service behind bulk. segment: the most bytes of a TCP segment, 0 for what loopback has."""
     port = free_port()
-    service = fleet.spawn("bench service", [sys.executable, "-m", "bench.service", str(port), str(segment)])
+    service = fleet.spawn("bench service", [sys.executable, "-m", "bench.services.service", str(port), str(segment)])
     wait_until_answering(port, "bench service", fleet.check)
     return Endpoint(port, {"service": service.pid})
 

@@ -1,4 +1,4 @@
-"""Closed-loop load of small requests: wrk where it is installed, else the built-in client (loadgen.py)."""
+"""Closed-loop load of small requests: wrk where it is installed, else the built-in client (clients/closed_loop.py)."""
 
 import json
 import resource
@@ -50,7 +50,15 @@ def load(fleet: Fleet, port: int, connections: int, seconds: int, *, ca: str = "
         scheme = "https" if ca else "http"
         argv += ["-H", f"{CLIENT_ID_HEADER}: {CLIENT_ID}", f"{scheme}://127.0.0.1:{port}/small"]
     else:
-        argv = [sys.executable, "-m", "bench.loadgen", str(port), str(connections), str(seconds), *[ca] * bool(ca)]
+        argv = [
+            sys.executable,
+            "-m",
+            "bench.clients.closed_loop",
+            str(port),
+            str(connections),
+            str(seconds),
+            *[ca] * bool(ca),
+        ]
     output = fleet.run("load client", argv, timeout=seconds + 20)
     result: dict[str, float] = json.loads(output.strip().splitlines()[-1])
     if result["errors"] or not result["requests"]:

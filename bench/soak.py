@@ -33,10 +33,10 @@ from pathlib import Path
 from bench.aio import allow_open_files, run
 from bench.context import Context, Options, start_bulk_backend
 from bench.errors import BenchError
-from bench.gauges import DRAIN_SECONDS
 from bench.net import free_port
 from bench.processes import Fleet, Spawned, memory_bytes, read_line
 from bench.routes import CLIENT_ID_HEADER, MIB, SMALL
+from bench.services.gauges import DRAIN_SECONDS
 
 WORKERS = 48
 GROWTH = 16 * MIB
@@ -118,7 +118,7 @@ class Soak:
         ]
 
     def _start(self, name: str, *arguments: str) -> Watched:
-        argv = [sys.executable, "-m", "bench.gauges", *arguments]
+        argv = [sys.executable, "-m", "bench.services.gauges", *arguments]
         spawned = self._fleet.spawn(f"soak {name}", argv, pipes=True)
         if read_line(spawned, timeout=30) != "ready":
             raise BenchError(f"{name} did not start")

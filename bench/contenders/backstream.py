@@ -16,7 +16,7 @@ from bench.net import free_port
 from bench.processes import Fleet
 from bench.routes import CLIENT_ID
 
-_BARE = [sys.executable, "-m", "bench.bare_agent"]
+_BARE = [sys.executable, "-m", "bench.services.bare_agent"]
 
 INSTALL = "no backstream command that works found; install it: pip install ."
 
@@ -65,13 +65,13 @@ class _Backstream(Contender):
 
 
 class BackstreamApp(_Backstream):
-    """An ASGI application in the agent's process (bench/app.py)."""
+    """An ASGI application in the agent's process (bench/services/app.py)."""
 
     key = "backstream-app"
     name = "backstream, ASGI app"
 
     def start(self, fleet: Fleet, backend: Endpoint) -> Endpoint:
-        return start_agent(fleet, start_proxy(fleet, tls=self._tls), "--app", "bench.app:app")
+        return start_agent(fleet, start_proxy(fleet, tls=self._tls), "--app", "bench.services.app:app")
 
 
 class BackstreamSeed(_Backstream):
@@ -81,7 +81,7 @@ class BackstreamSeed(_Backstream):
     name = "backstream, ASGI app, seed wire"
 
     def start(self, fleet: Fleet, backend: Endpoint) -> Endpoint:
-        return start_agent(fleet, start_proxy(fleet, "--wire", "seed"), "--app", "bench.app:app")
+        return start_agent(fleet, start_proxy(fleet, "--wire", "seed"), "--app", "bench.services.app:app")
 
 
 class BackstreamUpstream(_Backstream):
@@ -98,7 +98,7 @@ class BackstreamUpstream(_Backstream):
 
 
 class BackstreamBare(_Backstream):
-    """A bare handler of the library in the agent's process (bench/bare_agent.py): no ASGI, no tasks."""
+    """A bare handler of the library in the agent's process (bench/services/bare_agent.py): no ASGI, no tasks."""
 
     key = "backstream-bare"
     name = "backstream, bare handler"

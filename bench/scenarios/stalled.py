@@ -10,14 +10,14 @@ import json
 import sys
 from dataclasses import replace
 
-from bench.client import SEGMENT
+from bench.clients.raw import SEGMENT
 from bench.contenders import Contender
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream, start_agent, start_proxy
 from bench.context import Case, Context, Sample, mib, start_bulk_backend
 from bench.net import wait_until_answering
 from bench.processes import Fleet, finish, memory_bytes, read_line, reset_peak
+from bench.report.table import Column, Row, Section, highest, median, number, quotient
 from bench.routes import MIB
-from bench.table import Column, Row, Section, highest, median, number, quotient
 
 _ROLES = ("proxy", "agent")
 _BUDGET = 64 * MIB
@@ -71,12 +71,12 @@ class _Turn:
         backend = start_bulk_backend(fleet, segment=SEGMENT)
         proxy = start_proxy(fleet, *limits, "--max-connections", str(connections), "--request-timeout", "0")
         if isinstance(self._contender, BackstreamApp):
-            flags = ["--app", "bench.app:app"]
+            flags = ["--app", "bench.services.app:app"]
         else:
             flags = ["--upstream", f"http://127.0.0.1:{backend.port}", "--upstream-connections", str(connections)]
         endpoint = start_agent(fleet, proxy, *limits, *flags)
         wait_until_answering(endpoint.port, self._contender.name, fleet.check)
-        client = [sys.executable, "-m", "bench.client"]
+        client = [sys.executable, "-m", "bench.clients.raw"]
         probe = [*client, "probe", str(endpoint.port), "--duration", str(self._context.options.duration)]
         idle = json.loads(fleet.run("probe", probe, timeout=60))
         pids = {role: endpoint.pids[role] for role in _ROLES}

@@ -1,7 +1,7 @@
 """The service behind everybody where bodies are large: routes.py over a raw protocol, with next to no cost
 per byte.
 
-``python -m bench.service PORT`` serves 127.0.0.1 until it is killed, with a second number in TCP segments of at
+``python -m bench.services.service PORT`` serves 127.0.0.1 until it is killed, with a second number in TCP segments of at
 most so many bytes. Not an HTTP server: it trusts its few clients.
 """
 
@@ -10,10 +10,10 @@ import socket
 import sys
 from typing import cast
 
-from bench import echo
 from bench.aio import RECEIVE_BUFFER, allow_open_files, run
-from bench.framing import ChunkCounter
+from bench.clients.framing import ChunkCounter
 from bench.routes import ENDLESS, EVENT_SECONDS, SMALL, event
+from bench.services import echo
 
 _BLOCK = memoryview(bytes(1 << 18))
 _CHUNK = memoryview(b"%x\r\n%b\r\n" % (len(_BLOCK), bytes(_BLOCK)))

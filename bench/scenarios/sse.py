@@ -13,9 +13,9 @@ from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, NginxProxy
 from bench.context import Context, Sample, in_states, start_bulk_backend
-from bench.mixed import STREAMS
 from bench.processes import Fleet, Spawned, finish, read_line
-from bench.table import Column, Row, Section, median, number, spread
+from bench.report.table import Column, Row, Section, median, number, spread
+from bench.scenarios.mixed import STREAMS
 
 STATES = {"idle": "idle", "down": f"{STREAMS} downloads"}
 
@@ -56,7 +56,7 @@ def run(context: Context) -> list[Section]:
 
 
 def _sample(fleet: Fleet, endpoint: Endpoint, state: str, seconds: int) -> Sample:
-    client = [sys.executable, "-m", "bench.client"]
+    client = [sys.executable, "-m", "bench.clients.raw"]
     port = str(endpoint.port)
     bulk: Spawned | None = None
     if state != "idle":

@@ -1,4 +1,4 @@
-"""Many idle agents in one process: ``python -m bench.swarm PORT COUNT``, until standard input closes.
+"""Many idle agents in one process: ``python -m bench.clients.swarm PORT COUNT``, until standard input closes.
 
 Each is a WebSocket of its own with its own client id that says HELLO, answers pings and is never asked
 for anything. Prints ``ready`` once all have the proxy's HELLO. With ``returning`` behind COUNT they dial
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import cast
 
 from bench.aio import RECEIVE_BUFFER, allow_open_files, run, stdin_closed
-from bench.client import request
+from bench.clients.raw import request
 from bench.routes import SMALL
 
 _AT_ONCE = 200

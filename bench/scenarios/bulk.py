@@ -1,6 +1,6 @@
 """Bulk: one stream that carries 1 GiB (64 MiB with --quick), down and up, with a Content-Length and chunked.
 
-A client of a few raw sockets counts every byte (client.py); the service is bench/service.py, or the ASGI
+A client of a few raw sockets counts every byte (clients/raw.py); the service is bench/services/service.py, or the ASGI
 application in the agent's process. nginx has buffering off, once with its default buffer and once with
 one of 64 KiB. Time runs from the connect to the answer's last byte.
 """
@@ -14,8 +14,8 @@ from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import LARGE_BUFFERS, UNBUFFERED, NginxProxy
 from bench.context import Case, Context, CpuMeter, Sample, peaks, start_bulk_backend
 from bench.processes import Fleet
+from bench.report.table import Row, Section, standard_columns
 from bench.routes import GIB, MIB
-from bench.table import Row, Section, standard_columns
 
 KINDS = {
     "bulk-down-sized": "download, Content-Length",
@@ -67,7 +67,7 @@ def run(context: Context) -> list[Section]:
 
 def bulk_sample(fleet: Fleet, endpoint: Endpoint, direction: str, size: int, *, chunked: bool) -> Sample:
     """One transfer; `direction` is ``down`` or ``up``."""
-    argv = [sys.executable, "-m", "bench.client", "bulk", str(endpoint.port), direction, str(size)]
+    argv = [sys.executable, "-m", "bench.clients.raw", "bulk", str(endpoint.port), direction, str(size)]
     argv += ["--ca", endpoint.ca] if endpoint.ca else []
     meter = CpuMeter(endpoint)
     result = json.loads(fleet.run("bulk client", argv + ["--chunked"] * chunked, timeout=60 + size / (20 * MIB)))

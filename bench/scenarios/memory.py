@@ -7,15 +7,15 @@ each with --quick). Growth is the peak (VmHWM, begun anew at the baseline) less 
 
 import sys
 
-from bench.bulk import bulk_sample
 from bench.contenders import Contender, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, NginxProxy
 from bench.context import Case, Context, Sample, mib, start_bulk_backend
 from bench.errors import BenchError
 from bench.processes import Fleet, finish, memory_bytes, read_line, reset_peak
+from bench.report.table import Row, Section, highest, median
 from bench.routes import MIB
-from bench.table import Row, Section, highest, median
+from bench.scenarios.bulk import bulk_sample
 
 _ROLES = ("proxy", "agent")
 
@@ -57,7 +57,7 @@ class _Turn:
             return self._measure(fleet, endpoint)
 
     def _measure(self, fleet: Fleet, endpoint: Endpoint) -> Sample:
-        client = [sys.executable, "-m", "bench.client"]
+        client = [sys.executable, "-m", "bench.clients.raw"]
         port = str(endpoint.port)
         fleet.run("warm-up", [*client, "probe", port, "--duration", "0.5", "--pause", "0"], timeout=60)
         pids = {role: pid for role, pid in endpoint.pids.items() if role in _ROLES}

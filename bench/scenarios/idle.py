@@ -1,6 +1,6 @@
 """Idle: what the proxy holds for those who ask for nothing, and how soon all are back when it was restarted.
 
-Agents and clients are those of one helper process (swarm.py), 10,000 of each (1,000 with --quick), each kind with a
+Agents and clients are those of one helper process (clients/swarm.py), 10,000 of each (1,000 with --quick), each kind with a
 fresh proxy. Memory is resident memory (VmRSS) with all of them connected less that before they came, divided by their
 number; what the kernel holds for their sockets is not in it. Every client has had one answer.
 
@@ -20,7 +20,7 @@ from bench.context import Case, Context, Sample
 from bench.errors import BenchError
 from bench.net import wait_until_answering
 from bench.processes import Fleet, Spawned, finish, memory_bytes, read_line
-from bench.table import Column, Row, Section, median, number, quotient
+from bench.report.table import Column, Row, Section, median, number, quotient
 
 _SPARE_FILES = 256
 _KIB = 1024
@@ -57,7 +57,7 @@ def run(context: Context) -> list[Section]:
 
 
 def _swarm(fleet: Fleet, port: int, count: int, kind: str) -> Spawned:
-    swarm = fleet.spawn("swarm", [sys.executable, "-m", "bench.swarm", str(port), str(count), kind], pipes=True)
+    swarm = fleet.spawn("swarm", [sys.executable, "-m", "bench.clients.swarm", str(port), str(count), kind], pipes=True)
     if read_line(swarm, timeout=60) != "ready":
         raise BenchError("the swarm did not gather")
     return swarm
@@ -75,7 +75,7 @@ def _flags(count: int) -> tuple[str, ...]:
 def _agents(context: Context, count: int) -> Sample:
     with context.fleet() as fleet:
         proxy = start_proxy(fleet, *_flags(count))
-        endpoint = start_agent(fleet, proxy, "--app", "bench.app:app")
+        endpoint = start_agent(fleet, proxy, "--app", "bench.services.app:app")
         wait_until_answering(endpoint.port, "backstream", fleet.check)
         before = memory_bytes(proxy.pids["proxy"])
         begin = time.perf_counter()
@@ -89,7 +89,7 @@ def _agents(context: Context, count: int) -> Sample:
 def _clients(context: Context, count: int) -> Sample:
     with context.fleet() as fleet:
         proxy = start_proxy(fleet, *_flags(count), "--keepalive-timeout", "600s")
-        endpoint = start_agent(fleet, proxy, "--app", "bench.app:app")
+        endpoint = start_agent(fleet, proxy, "--app", "bench.services.app:app")
         wait_until_answering(endpoint.port, "backstream", fleet.check)
         before = memory_bytes(proxy.pids["proxy"])
         swarm = _swarm(fleet, proxy.port, count, "clients")
@@ -101,10 +101,10 @@ def _clients(context: Context, count: int) -> Sample:
 def _return(context: Context, count: int) -> Sample:
     with context.fleet() as fleet:
         proxy = start_proxy(fleet, *_flags(count))
-        endpoint = start_agent(fleet, proxy, "--app", "bench.app:app")
+        endpoint = start_agent(fleet, proxy, "--app", "bench.services.app:app")
         wait_until_answering(endpoint.port, "backstream", fleet.check)
         swarm = _swarm(fleet, proxy.port, count, "returning")
-        client = [sys.executable, "-m", "bench.client", "probe", str(proxy.port), "--duration"]
+        client = [sys.executable, "-m", "bench.clients.raw", "probe", str(proxy.port), "--duration"]
         idle = json.loads(fleet.run("probe", [*client, str(context.options.duration)], timeout=60))
         fleet.kill(proxy.pids["proxy"])
         begin = time.perf_counter()

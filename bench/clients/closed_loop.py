@@ -1,8 +1,8 @@
 """A load generator for where wrk is missing: closed loop, like ``wrk -t1``, but with a Python process's
 ceiling.
 
-``python -m bench.loadgen PORT CONNECTIONS SECONDS [CA]`` (with a CA over TLS) prints the same JSON as wrk's script in
-load.py.
+``python -m bench.clients.closed_loop PORT CONNECTIONS SECONDS [CA]`` (with a CA over TLS) prints the same JSON as
+wrk's script in load.py.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import cast
 
 from bench.aio import run
-from bench.client import request
+from bench.clients.raw import request
 from bench.routes import SMALL
 
 

@@ -1,6 +1,6 @@
 """Agents: the cost of a request in a proxy that holds 1, 100 and 10,000 sessions.
 
-One agent serves (bench/app.py); the others are idle sessions of one helper process (swarm.py), each with
+One agent serves (bench/services/app.py); the others are idle sessions of one helper process (clients/swarm.py), each with
 its own client id, which the proxy pings as it does any. Every turn begins with a fresh proxy. The request
 and its client are those of the small requests' measurement.
 """
@@ -16,8 +16,8 @@ from bench.errors import BenchError
 from bench.load import client_name
 from bench.net import wait_until_answering
 from bench.processes import finish, read_line
-from bench.small import small_sample
-from bench.table import Row, Section, median, ratio, spread, standard_columns
+from bench.report.table import Row, Section, median, ratio, spread, standard_columns
+from bench.scenarios.small import small_sample
 
 _SPARE_FILES = 256
 
@@ -55,10 +55,12 @@ def _turn(context: Context, count: int) -> Sample:
     """A fresh proxy with `count` agents under load; everything is gone again afterwards."""
     with context.fleet() as fleet:
         proxy = start_proxy(fleet, "--max-connections", str(count + 1000), "--max-agents", str(count + 1000))
-        endpoint = start_agent(fleet, proxy, "--app", "bench.app:app")
+        endpoint = start_agent(fleet, proxy, "--app", "bench.services.app:app")
         wait_until_answering(endpoint.port, "backstream", fleet.check)
         begin = time.perf_counter()
-        swarm = fleet.spawn("swarm", [sys.executable, "-m", "bench.swarm", str(proxy.port), str(count - 1)], pipes=True)
+        swarm = fleet.spawn(
+            "swarm", [sys.executable, "-m", "bench.clients.swarm", str(proxy.port), str(count - 1)], pipes=True
+        )
         read_line(swarm, timeout=60)
         connect = time.perf_counter() - begin
         sample = small_sample(fleet, endpoint, context.options.connections, context.options.duration)

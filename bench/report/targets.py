@@ -5,9 +5,9 @@ more.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from bench import sse
-from bench.bulk import KINDS
-from bench.table import Section, quotient
+from bench.report.table import Section, quotient
+from bench.scenarios import sse
+from bench.scenarios.bulk import KINDS
 
 Sections = Mapping[str, Section]
 

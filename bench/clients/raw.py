@@ -1,4 +1,4 @@
-"""The bench's clients on raw sockets, each a process of its own: ``python -m bench.client WHAT PORT …``.
+"""The bench's clients on raw sockets, each a process of its own: ``python -m bench.clients.raw WHAT PORT …``.
 
 bulk       one body down or up, sized or chunked; every byte counted
 flood      many endless bodies at once in one direction, until standard input closes
@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 
 from bench.aio import allow_open_files
-from bench.framing import ChunkCounter
+from bench.clients.framing import ChunkCounter
 from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, SMALL
 
 _BUFFER = bytearray(1 << 20)
@@ -294,7 +294,7 @@ def stalls(port: int, count: int) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.client")
+    parser = argparse.ArgumentParser(prog="python -m bench.clients.raw")
     commands = parser.add_subparsers(dest="what", required=True)
     for name in ("bulk", "flood", "probe", "events", "stall", "stalls"):
         command = commands.add_parser(name)

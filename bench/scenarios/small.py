@@ -11,7 +11,7 @@ from bench.context import Context, CpuMeter, Sample, peaks, start_small_backend
 from bench.errors import BenchError
 from bench.load import client_name, load
 from bench.processes import Fleet
-from bench.table import Section, standard_columns
+from bench.report.table import Section, standard_columns
 
 
 def run(context: Context) -> list[Section]:

@@ -1,6 +1,6 @@
 """The service of the measurement `websocket`: echoes WebSocket messages of up to 125 bytes, with next to nothing else.
 
-``python -m bench.echo PORT``. It also answers ``GET /small``, by which a contender is known to be up.
+``python -m bench.services.echo PORT``. It also answers ``GET /small``, by which a contender is known to be up.
 """
 
 import asyncio

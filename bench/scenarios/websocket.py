@@ -1,6 +1,6 @@
 """WebSockets: messages of 32 bytes echoed on 64 connections, each sending its next one when the last came back.
 
-The service (echo.py) is as light as Python allows, so that what is in front of it shows; behind the ASGI application
+The service (services/echo.py) is as light as Python allows, so that what is in front of it shows; behind the ASGI application
 there is none. CPU is that of the load's window, divided by the messages that came back in it.
 """
 
@@ -14,7 +14,7 @@ from bench.context import Context, CpuMeter, Sample, peaks
 from bench.errors import BenchError
 from bench.net import free_port, wait_until_answering
 from bench.processes import Fleet
-from bench.table import Section, standard_columns
+from bench.report.table import Section, standard_columns
 
 UPGRADE = 'proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection "upgrade"; proxy_buffering off;'
 
@@ -39,7 +39,7 @@ def run(context: Context) -> list[Section]:
 
 def start_echo(fleet: Fleet) -> Endpoint:
     port = free_port()
-    service = fleet.spawn("echo service", [sys.executable, "-m", "bench.echo", str(port)])
+    service = fleet.spawn("echo service", [sys.executable, "-m", "bench.services.echo", str(port)])
     wait_until_answering(port, "echo service", fleet.check)
     return Endpoint(port, {"service": service.pid})
 
@@ -47,7 +47,7 @@ def start_echo(fleet: Fleet) -> Endpoint:
 def echo_sample(fleet: Fleet, endpoint: Endpoint, connections: int, seconds: int) -> Sample:
     """One turn of load on an endpoint."""
     meter = CpuMeter(endpoint)
-    argv = [sys.executable, "-m", "bench.echo_load", str(endpoint.port), str(connections), str(seconds)]
+    argv = [sys.executable, "-m", "bench.clients.echo", str(endpoint.port), str(connections), str(seconds)]
     result = json.loads(fleet.run("echo load", argv, timeout=seconds + 30).strip().splitlines()[-1])
     if result["errors"] or not result["messages"]:
         raise BenchError("a WebSocket was refused or cut, or an echo was wrong")

@@ -7,7 +7,6 @@ the cost of bytes under TLS, not that of handshakes. With --quick only nginx and
 
 from functools import partial
 
-from bench.bulk import bulk_sample
 from bench.certificate import INSTALL as INSTALL_OPENSSL
 from bench.certificate import make_certificate
 from bench.contenders import Contender, Direct, Endpoint
@@ -17,9 +16,10 @@ from bench.contenders.nginx import start_service as start_nginx_service
 from bench.context import Case, Context, Sample
 from bench.load import client_name
 from bench.net import wait_until_answering
+from bench.report.table import Row, Section, standard_columns
 from bench.routes import MIB
-from bench.small import small_sample
-from bench.table import Row, Section, standard_columns
+from bench.scenarios.bulk import bulk_sample
+from bench.scenarios.small import small_sample
 
 
 def run(context: Context) -> list[Section]:

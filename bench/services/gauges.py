@@ -1,6 +1,6 @@
-"""A proxy or an agent that says what it holds: ``python -m bench.gauges proxy PORT`` or ``… agent PORT ID WHAT``.
+"""A proxy or an agent that says what it holds: ``python -m bench.services.gauges proxy PORT`` or ``… agent PORT ID WHAT``.
 
-The library inside an own process, for the soak: WHAT is an upstream's URL, or ``app`` for bench/app.py. Prints
+The library inside an own process, for the soak: WHAT is an upstream's URL, or ``app`` for bench/services/app.py. Prints
 ``ready``, then for each line on standard input one line of JSON, until it is closed. An agent that gets SIGTERM drains
 and says in a last line what is left then.
 """
@@ -17,7 +17,7 @@ from contextlib import suppress
 import backstream
 from backstream._loop import loop_state
 from bench.aio import allow_open_files, run
-from bench.app import app
+from bench.services.app import app
 
 Gauges = dict[str, int]
 

@@ -1,4 +1,4 @@
-"""An agent whose service is a bare handler of the library: ``python -m bench.bare_agent PROXY-URL``.
+"""An agent whose service is a bare handler of the library: ``python -m bench.services.bare_agent PROXY-URL``.
 
 What the tunnel itself costs, with no ASGI above it: the handler is called per stream and answers at once, without a
 task. ``--check`` only says, by its exit status, whether it can run.

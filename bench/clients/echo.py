@@ -1,7 +1,7 @@
 """Load on an echo of WebSocket messages: each connection sends its next message when the last has come back.
 
-``python -m bench.echo_load PORT CONNECTIONS SECONDS`` prints messages, seconds, p50 and p99 in µs as JSON. The message
-is masked once for all, so that the client costs little.
+``python -m bench.clients.echo PORT CONNECTIONS SECONDS`` prints messages, seconds, p50 and p99 in µs as JSON. The
+message is masked once for all, so that the client costs little.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import cast
 
 from bench.aio import run
-from bench.loadgen import summary
+from bench.clients.closed_loop import summary
 from bench.routes import CLIENT_ID, CLIENT_ID_HEADER
 
 MESSAGE = b"0123456789abcdef" * 2

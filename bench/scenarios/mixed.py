@@ -16,8 +16,8 @@ from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, NginxProxy
 from bench.context import Context, CpuMeter, Sample, in_states, start_bulk_backend
 from bench.processes import Fleet, Spawned, finish, read_line
+from bench.report.table import Column, Row, Section, median, number, ratio, spread
 from bench.routes import MIB
-from bench.table import Column, Row, Section, median, number, ratio, spread
 
 STREAMS = 8
 STATES = {"idle": "idle", "down": f"{STREAMS} downloads", "up": f"{STREAMS} uploads"}
@@ -59,7 +59,7 @@ def run(context: Context) -> list[Section]:
 
 def mixed_sample(fleet: Fleet, endpoint: Endpoint, state: str, seconds: int) -> Sample:
     """Probe an endpoint that is ``idle``, or has bulk streams ``down`` or ``up``."""
-    client = [sys.executable, "-m", "bench.client"]
+    client = [sys.executable, "-m", "bench.clients.raw"]
     port = str(endpoint.port)
     bulk: Spawned | None = None
     if state != "idle":
