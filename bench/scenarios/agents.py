@@ -1,6 +1,6 @@
 """Agents: the cost of a request in a proxy that holds 1, 100 and 10,000 sessions.
 
-One agent serves (bench/services/app.py); the others are idle sessions of one helper process (clients/swarm.py), each with
+One agent serves (services/app.py); the others are idle sessions of one helper process (clients/swarm.py), each with
 its own client id, which the proxy pings as it does any. Every turn begins with a fresh proxy. The request
 and its client are those of the small requests' measurement.
 """

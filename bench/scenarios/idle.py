@@ -1,8 +1,8 @@
 """Idle: what the proxy holds for those who ask for nothing, and how soon all are back when it was restarted.
 
-Agents and clients are those of one helper process (clients/swarm.py), 10,000 of each (1,000 with --quick), each kind with a
-fresh proxy. Memory is resident memory (VmRSS) with all of them connected less that before they came, divided by their
-number; what the kernel holds for their sockets is not in it. Every client has had one answer.
+Agents and clients are those of one helper process (clients/swarm.py), 10,000 of each (1,000 with --quick), each kind
+with a fresh proxy. Memory is resident memory (VmRSS) with all of them connected less that before they came, divided by
+their number; what the kernel holds for their sockets is not in it. Every client has had one answer.
 
 For the return the proxy is killed and started again on its port. Time runs from the new process's start (so Python's
 own start is in it) until every agent has the new proxy's HELLO; meanwhile another agent serves small requests at a low

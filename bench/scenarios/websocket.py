@@ -1,7 +1,7 @@
 """WebSockets: messages of 32 bytes echoed on 64 connections, each sending its next one when the last came back.
 
-The service (services/echo.py) is as light as Python allows, so that what is in front of it shows; behind the ASGI application
-there is none. CPU is that of the load's window, divided by the messages that came back in it.
+The service (services/echo.py) is as light as Python allows, so that what is in front of it shows; behind the ASGI
+application there is none. CPU is that of the load's window, divided by the messages that came back in it.
 """
 
 import json

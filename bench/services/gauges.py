@@ -1,4 +1,4 @@
-"""A proxy or an agent that says what it holds: ``python -m bench.services.gauges proxy PORT`` or ``… agent PORT ID WHAT``.
+"""A proxy or agent that says what it holds: ``python -m bench.services.gauges proxy PORT``, ``… agent PORT ID WHAT``.
 
 The library inside an own process, for the soak: WHAT is an upstream's URL, or ``app`` for bench/services/app.py. Prints
 ``ready``, then for each line on standard input one line of JSON, until it is closed. An agent that gets SIGTERM drains
