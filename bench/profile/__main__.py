@@ -30,8 +30,8 @@ connections_option = click.option(
 def main() -> None:
     """Where a tunnel's time, allocations, system calls and frames go.
 
-    Each command starts a proxy and an agent of its own, with an ASGI application in the agent. What needs a tool that is
-    not here says how to install it, and that it was skipped.
+    Each command starts a proxy and an agent of its own, with an ASGI application in the agent. Where a tool is not
+    here, it says how to install it, and that it was skipped.
     """
 
 
@@ -64,12 +64,15 @@ def flame_command(process: str, load: str, seconds: int, connections: int, outpu
 
 @main.command("allocations")
 @click.option("--requests", type=click.IntRange(1, 1_000_000), default=2000, help="One after the other.")
+@click.option(
+    "--connections", type=click.IntRange(1, 10_000), default=1, help="With more than 1, a second of load on them."
+)
 @click.option("--top", type=click.IntRange(1, 10_000), default=60, help="How many places.")
 @click.option("--places/--no-places", default=True, help="Say where, which needs a build with symbols.")
-def allocations_command(requests: int, top: int, places: bool) -> None:
+def allocations_command(requests: int, connections: int, top: int, places: bool) -> None:
     """Allocations for a small request, in the proxy and in the agent."""
     _unless(allocations.missing())
-    _print(allocations.report(requests, top, places=places))
+    _print(allocations.report(requests, connections, top, places=places))
 
 
 @main.command("syscalls")

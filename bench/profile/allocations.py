@@ -3,8 +3,8 @@
 Every call of Python's allocators and of malloc counts, however short the block lives. An object that comes from a free
 list (most tuples, floats, frames) calls no allocator and so is not seen: it costs next to nothing.
 
-Requests go one after the other on one connection, so that the count is the same from run to run. Under load, where a
-turn of the loop serves many of them, it is lower.
+One after the other on one connection, requests cost the same from run to run. On many connections what is made once
+for a turn of the loop is shared by all that it serves, and the count is lower.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from bench.errors import BenchError
 from bench.net import free_port
 from bench.processes import Fleet, Spawned, read_line
 from bench.profile import symbols, tunnel
-from bench.profile.symbols import ROOT, SITE, readable
+from bench.profile.symbols import ROOT, readable
 
 if TYPE_CHECKING:
     from memray import AllocationRecord
@@ -92,16 +92,29 @@ class Count:
         return sum(self.calls.values()) / self.requests
 
 
-def count(processes: Fleet, tunnel_pair: Pair, role: str, requests: int, *, native: bool = False) -> Count:
+Load = Callable[[int], int]
+"""Sends small requests to a port; returns their number."""
+
+
+def in_turn(requests: int) -> Load:
+    """So many, one after the other on one connection."""
+
+    def load(port: int) -> int:
+        tunnel.one_after_the_other(port, requests)
+        return requests
+
+    return load
+
+
+def count(processes: Fleet, tunnel_pair: Pair, role: str, load: Load, *, native: bool = False) -> Count:
     """Counts in one of the two processes. `native`: by place, for which symbols must be there."""
     import memray
 
     subject = tunnel_pair.subjects[role]
     file = processes.directory / f"{role}{len(list(processes.directory.iterdir()))}.memray"
     subject.ask(f"count {file}{' native' * native}")
-    tunnel.one_after_the_other(tunnel_pair.port, requests)
+    found = Count(load(tunnel_pair.port))
     subject.ask("stop")
-    found = Count(requests)
     with memray.FileReader(file) as reader:
         for record in reader.get_allocation_records():
             allocator = memray.AllocatorType(record.allocator)
@@ -146,26 +159,43 @@ def _short(file: str) -> str | None:
     return None
 
 
-def report(requests: int, top: int, *, places: bool = True) -> Iterator[str]:
-    """Lines about the proxy and the agent. Builds symbols unless `places` is false."""
+def kept(tunnel_pair: Pair, role: str, load: Load) -> int:
+    """How many more blocks Python's allocator has given out after a load than before it."""
+    subject = tunnel_pair.subjects[role]
+    before: int = subject.ask("blocks")
+    load(tunnel_pair.port)
+    after: int = subject.ask("blocks")
+    return after - before
+
+
+def report(requests: int, connections: int, top: int, *, places: bool = True) -> Iterator[str]:
+    """Lines about the proxy and the agent. Builds symbols unless `places` is false.
+
+    requests: that are sent one after the other; with more than one of `connections`, a second of load in their place.
+    """
     if places:
         symbols.build()
-    with tunnel.fleet(symbols=places and SITE.exists()) as processes, pair(processes) as both:
-        yield f"{requests:,} requests one after the other on one connection, after {WARM_UP} that do not count"
+    with tunnel.fleet(symbols=places) as processes, pair(processes) as both:
+
+        def under_load(port: int) -> int:
+            return int(tunnel.put_load(processes, port, "small", 1, connections).count)
+
+        load = in_turn(requests) if connections == 1 else under_load
         for role, subject in both.subjects.items():
-            before = subject.ask("blocks")
-            plain = count(processes, both, role, requests)
-            kept = subject.ask("blocks") - before
-            yield ""
-            kinds = ", ".join(f"{name} {number / requests:.2f}" for name, number in plain.calls.most_common())
-            yield f"{role}: {plain.total:.2f} allocator calls per request ({kinds}), {plain.bytes / requests:,.0f} bytes"
-            yield f"  blocks that are left of all {requests:,} requests (sys.getallocatedblocks): {kept:+d}"
+            left = kept(both, role, load)
             subject.ask("trace")
-            tunnel.one_after_the_other(both.port, requests)
-            for place, size, blocks in subject.ask("stop"):
-                yield f"  tracemalloc, left: {size:+,d} bytes, {blocks:+d} blocks, {place}"
+            load(both.port)
+            grown = subject.ask("stop")
+            found = count(processes, both, role, load)
+            kinds = ", ".join(f"{name} {number / found.requests:.2f}" for name, number in found.calls.most_common())
+            size = found.bytes / found.requests
+            yield f"{role}, {found.requests:,} requests on connections: {connections}"
+            yield f"  {found.total:.2f} calls of allocators per request ({kinds}), {size:,.0f} bytes"
+            yield f"  {left:+d} blocks after all of them (sys.getallocatedblocks)"
+            for place, size, blocks in grown:
+                yield f"  {size:+,d} bytes, {blocks:+d} blocks after all of them (tracemalloc): {place}"
             if places:
-                found = count(processes, both, role, requests, native=True)
+                found = count(processes, both, role, load, native=True)
                 for text, number in found.places.most_common(top):
-                    if number * 20 >= requests:
-                        yield f"  {number / requests:6.2f}  {text}"
+                    if number * 50 >= found.requests:
+                        yield f"  {number / found.requests:6.2f}  {text}"

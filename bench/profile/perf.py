@@ -24,7 +24,7 @@ INSTALL = "no perf: apt-get install linux-perf"
 INSTALL_INFERNO = "no inferno: cargo install inferno"
 RATE = 999
 """Samples per second: no whole divisor of what else happens at round times."""
-STACK_RATE = 199
+STACK_RATE = 499
 """Of samples with stacks, which cost more."""
 ACK_SECONDS = 30.0
 
@@ -108,7 +108,7 @@ def top(wanted: Wanted, count: int) -> Iterator[str]:
         argv = ["perf", "report", "-i", str(file), "--stdio", "--sort=dso,symbol", "--field-separator=;", "-q"]
         output = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=True).stdout
         for line in output.splitlines()[:count]:
-            share, library, symbol = (part.strip() for part in line.split(";", 2))
+            share, library, symbol = (part.strip() for part in line.split(";")[:3])
             name = readable(re.sub(r"^\[.\] ", "", symbol))
             yield f"{float(share.rstrip('%')):6.2f} %  {name}  [{library.partition('.cpython')[0]}]"
 
@@ -127,7 +127,7 @@ def flame(wanted: Wanted, target: Path) -> Iterator[str]:
         folded = _piped([collapse], stacks).decode()
         if not folded:
             raise BenchError("perf took no samples: was the process idle?")
-        drawn = _piped([draw, "--title", title, "--hash"], readable(folded).encode())
+        drawn = _piped([draw, "--title", title, "--countname", "ns", "--hash"], readable(folded).encode())
         target.write_bytes(drawn)
         yield f"{len(folded.splitlines()):,} different stacks in {target}"
 

@@ -1,8 +1,8 @@
 """Stands between an agent and its proxy and counts what passes: ``python -m bench.profile.relay PORT``, the proxy's.
 
 Prints the port to dial, then for each line on standard input one line of JSON with what has passed since the line
-before: ``{"to agent": {"messages": …, "bytes": …, "DATA": …, …}, "to proxy": …}``, until it is closed. Bytes are those of
-messages, WebSocket's own not counted.
+before: ``{"to agent": {"messages": …, "bytes": …, "DATA": …, …}, "to proxy": …}``, until it is closed. Bytes are those
+of messages, WebSocket's own not counted.
 
 WebSocket frames are parsed by the library websockets, without a transport of its own.
 """
@@ -28,11 +28,11 @@ _READ = 1 << 18
 class Counting:
     """What passes in one direction."""
 
-    def __init__(self, receiver: Side) -> None:
+    def __init__(self, direction: str) -> None:
         self.counts: Counter[str] = Counter()
         self._head = b""
         self._protocol: Protocol | None = None
-        self._receiver = receiver
+        self._receiver: Side = CLIENT if direction == TO_AGENT else SERVER
         self._fragments = b""
 
     def feed(self, data: bytes) -> None:
@@ -74,7 +74,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, c
 
 
 async def serve(proxy: int) -> None:
-    to_agent, to_proxy = Counting(CLIENT), Counting(SERVER)
+    to_agent, to_proxy = Counting(TO_AGENT), Counting(TO_PROXY)
 
     async def accept(agent_reader: asyncio.StreamReader, agent_writer: asyncio.StreamWriter) -> None:
         # Only an agent that dials again would be counted wrongly, and none is told to.

@@ -77,7 +77,7 @@ class Done:
     seconds: float
 
     def __str__(self) -> str:
-        return f"{self.count:,.0f} {self.unit}s in {self.seconds:.1f} s"
+        return f"{self.count:,.0f} {self.unit}{'s' * (self.unit == 'request')} in {self.seconds:.1f} s"
 
 
 def _wait_until_open(port: int, check: Callable[[], None]) -> None:
