@@ -33,9 +33,9 @@ def test_symbols_are_told_as_their_author_knows_them(symbol: str, name: str) -> 
 
 
 def test_calls_that_perf_counted_are_read() -> None:
-    text = "# started\n\n12,,syscalls:sys_enter_read,100,100.00,,\n0,,syscalls:sys_enter_open,100,100.00,,\n"
-    text += "<not supported>,,syscalls:sys_enter_x,0,100.00,,\n"
-    assert read_perf(text) == {"read": 12}
+    text = "# started\n\n20,,raw_syscalls:sys_enter,100,100.00,,\n12,,syscalls:sys_enter_read,100,100.00,,\n"
+    text += "0,,syscalls:sys_enter_poll,100,100.00,,\n<not supported>,,syscalls:sys_enter_x,0,100.00,,\n"
+    assert read_perf(text) == {"read": 12, "others": 8}
 
 
 def test_calls_that_strace_counted_are_read(tmp_path: Path) -> None:
