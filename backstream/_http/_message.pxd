@@ -81,6 +81,8 @@ cdef class MessageReader:
         list body_pieces
         bint message_complete
         bint parser_spent
+        char* fed                   # to the parser at this moment, NULL between
+        Py_ssize_t fed_size
         int empty_lines             # before the start line
         # the chunk scanner
         int chunk_state
