@@ -121,6 +121,12 @@ cdef bint _begins(Slice name, const char* text, Py_ssize_t size) noexcept:
     return True
 
 
+cdef bint is_idempotent(Slice method) noexcept:
+    """Whether a request may be sent twice, by its method (RFC 9110 §9.2.2)."""
+    return (equals(method, b"GET", 3) or equals(method, b"HEAD", 4) or equals(method, b"PUT", 3)
+            or equals(method, b"DELETE", 6) or equals(method, b"OPTIONS", 7) or equals(method, b"TRACE", 5))
+
+
 cdef bint next_token(Slice* rest, Slice* token) noexcept:
     """Takes the next member of a comma-separated list, without blanks around it; false when there is none."""
     cdef const char* comma

@@ -21,13 +21,13 @@ from backstream._codec cimport (
     BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers,
     bytes_of, decode_request, encode_request, equals, is_client_id, slice_of,
 )
-from backstream._exchange cimport Exchange, Responder, is_idempotent
+from backstream._exchange cimport Exchange, Responder
 from backstream._http._clients cimport ClientTable
 from backstream._http._final_recipient cimport own_answer
 from backstream._http._forwarding cimport Forwarding
 from backstream._http._message cimport (
     BODY, END, FIELD_OTHER, FIELD_UPGRADE, HEAD, NEED_DATA, READ_FINISHED, READ_HEAD, Event, RequestReader,
-    next_token,
+    is_idempotent, next_token,
 )
 from backstream._http._request cimport Asked, take_fields, timeout_of
 from backstream._http._routing cimport Router, read_target
@@ -707,7 +707,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         exchange.payload = Buffer()
         encode_request(exchange.payload, head)
         exchange.is_head = self.is_head
-        exchange.is_idempotent = is_idempotent(bytes_of(head.method))
+        exchange.is_idempotent = is_idempotent(head.method)
         exchange.has_body = self.request_open
         exchange.offers_upgrade = upgrade is not None
         exchange.upgrade = upgrade
