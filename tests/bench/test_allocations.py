@@ -5,6 +5,7 @@ requests that go one after the other on a kept connection: then the count depend
 timers, which are few. Whoever makes it smaller lowers the ceiling.
 """
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,8 +14,10 @@ from bench.processes import Fleet
 from bench.profile import allocations, tunnel
 
 REQUESTS = 2000
-CEILINGS = {"proxy": 21.0, "agent": 55.5}
-"""Calls for a request: 20.3 and 54.4 on Python 3.11, and what timers add on a slow machine."""
+ELSEWHERE = 1.0 if sys.version_info[:2] == (3, 11) else 1.15
+"""Other versions of Python than the one that these were counted on make some objects more, and some less."""
+CEILINGS = {"proxy": 16.0 * ELSEWHERE, "agent": 55.4 * ELSEWHERE}
+"""Calls for a request: 15.3 and 54.4, and what timers add on a slow machine."""
 LEFT = 100
 """Blocks that may be more after all requests than before: caches, and what the event loop has under way."""
 TRIES = 3
