@@ -31,12 +31,6 @@ fuzz:
 proto:
 	$(BIN)/python proto/generate.py
 
-# Small requests under perf, with the extensions built with symbols; `make clean-ext setup` goes back.
-profile: clean-ext
-	BACKSTREAM_PROFILE=1 $(BIN)/pip install -e .
-	perf record -F 999 -g -o perf.data -- $(BIN)/python -m bench --only small --duration 5
-	perf report -i perf.data --no-children
-
-.PHONY: clean-ext
-clean-ext:
-	find backstream -name '*.so' -delete
+# Where the proxy's time goes under small requests; `python -m bench.profile --help` has the agent, bulk and the rest.
+profile:
+	$(BIN)/python -m bench.profile perf

@@ -17,6 +17,7 @@ DIRECTIVES = {
 }
 
 options: dict[str, dict[str, object]] = {"build_ext": {"parallel": os.cpu_count() or 1}}
+cython: dict[str, object] = {}
 ldflags: list[str] = []
 if os.environ.get("BACKSTREAM_SANITIZE"):
     # For fuzz/: every fault ends the process, and the fuzzer is told of branches and comparisons.
@@ -26,8 +27,10 @@ if os.environ.get("BACKSTREAM_SANITIZE"):
     # Apart from ordinary builds, which would take these objects for theirs.
     options["build"] = {"build_base": "build/sanitize"}
 elif os.environ.get("BACKSTREAM_PROFILE"):
-    # Frame pointers and symbols, so that perf names Cython's functions.
+    # For bench/profile: frame pointers, symbols and the lines of the .pyx, so that perf and memray name places in them.
     cflags = ["-O2", "-g", "-fno-omit-frame-pointer"]
+    options["build"] = {"build_base": "build/symbols"}
+    cython = {"emit_linenums": True, "build_dir": "build/symbols/c"}
 else:
     cflags = ["-O2", "-g0"]
 
@@ -41,6 +44,6 @@ def extensions() -> list[Extension]:
 
 
 setup(
-    ext_modules=cythonize(extensions(), compiler_directives=DIRECTIVES, nthreads=os.cpu_count() or 1),
+    ext_modules=cythonize(extensions(), compiler_directives=DIRECTIVES, nthreads=os.cpu_count() or 1, **cython),
     options=options,
 )

@@ -17,7 +17,8 @@ from backstream._callbacks cimport pairs_of
 from backstream._codec cimport (
     FieldArray, RequestHead, ResponseHead, Trailers, decode_request, encode_request, fill_request, response_object,
 )
-from backstream._exchange cimport Exchange, Responder, is_idempotent
+from backstream._exchange cimport Exchange, Responder
+from backstream._http._message cimport is_idempotent
 from backstream._loop cimport loop_state, monotonic
 
 from backstream.errors import RequestFailed, ResponseCut
@@ -118,7 +119,7 @@ cdef class Call(Responder):
         exchange.only = only
         exchange.client_id = client_id
         exchange.is_head = self.is_head
-        exchange.is_idempotent = is_idempotent(head.method)
+        exchange.is_idempotent = is_idempotent(raw.method)
         exchange.has_body = has_body
         exchange.length = <int64_t>head.length if head.body == 1 else -1
         exchange.head_timeout = head_timeout

@@ -73,6 +73,3 @@ cdef class Exchange(StreamHandler):
     cdef int _no_agent(self) except -1
     cdef int _fail(self, int status, str cause, str detail, str leg) except -1
     cdef int _drop_replay(self) except -1
-
-
-cdef bint is_idempotent(bytes method) except -1

@@ -68,14 +68,6 @@ _SERVICE_CODES = frozenset((
 ))
 
 
-# RFC 9110 §9.2.2
-cdef frozenset IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
-
-
-cdef bint is_idempotent(bytes method) except -1:
-    return method in IDEMPOTENT
-
-
 cdef bint _is_same_token(Slice token, bytes other) except -1:
     return bytes_of(token).lower() == other.lower()
 

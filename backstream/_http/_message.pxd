@@ -81,6 +81,8 @@ cdef class MessageReader:
         list body_pieces
         bint message_complete
         bint parser_spent
+        char* fed                   # to the parser at this moment, NULL between
+        Py_ssize_t fed_size
         int empty_lines             # before the start line
         # the chunk scanner
         int chunk_state
@@ -125,6 +127,7 @@ cdef class ResponseReader(MessageReader):
 
 
 cdef FieldKind kind_of(Slice lower_name) noexcept
+cdef bint is_idempotent(Slice method) noexcept
 cdef bint next_token(Slice* rest, Slice* token) noexcept
 cdef void trim(Slice* s) noexcept
 cdef int64_t content_length(Slice value) except -1

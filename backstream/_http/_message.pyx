@@ -10,7 +10,7 @@ Rules that hold here:
 Errors are MessageError with the status that they become.
 """
 
-from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memchr, memcmp
 
@@ -26,9 +26,6 @@ from httptools import (
 
 from backstream._http.errors import MessageError
 
-
-cdef extern from "Python.h":
-    int PyBUF_READ
 
 cdef extern from *:
     """
@@ -122,6 +119,12 @@ cdef bint _begins(Slice name, const char* text, Py_ssize_t size) noexcept:
         if name.ptr[i] != text[i] and not (name.ptr[i] == c'_' and text[i] == c'-'):
             return False
     return True
+
+
+cdef bint is_idempotent(Slice method) noexcept:
+    """Whether a request may be sent twice, by its method (RFC 9110 §9.2.2)."""
+    return (equals(method, b"GET", 3) or equals(method, b"HEAD", 4) or equals(method, b"PUT", 3)
+            or equals(method, b"DELETE", 6) or equals(method, b"OPTIONS", 7) or equals(method, b"TRACE", 5))
 
 
 cdef bint next_token(Slice* rest, Slice* token) noexcept:
@@ -323,8 +326,10 @@ cdef class MessageReader:
     cdef int feed(self, char* data, Py_ssize_t size) except -1:
         if size == 0:
             return 0
+        self.fed = data
+        self.fed_size = size
         try:
-            self.parser.feed_data(PyMemoryView_FromMemory(data, size, PyBUF_READ))
+            self.parser.feed_data(self)
         except HttpParserUpgrade:
             # llhttp ends the message here; whether it does is settled by `judge`.
             self.parser_spent = True
@@ -332,7 +337,15 @@ cdef class MessageReader:
             raise MessageError(501, "the method is not known") from None
         except HttpParserError as error:
             raise MessageError(400, f"malformed message: {error}") from None
+        finally:
+            self.fed = NULL
         return 0
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        """What llhttp is fed: a memoryview of it would be two objects for each request."""
+        if self.fed == NULL:
+            raise BufferError("nothing is being parsed")
+        PyBuffer_FillInfo(buffer, self, self.fed, self.fed_size, True, flags)
 
     # --- the head ---
 

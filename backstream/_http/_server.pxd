@@ -102,6 +102,7 @@ cdef class ServerConnection(_ProtocolBase):
         int64_t read_bytes              # of the body
         bint in_head                    # its head is being judged: the reader's fields are valid
         bint awaits_continue            # the client sends its body when it is told to, and was not yet
+        bytes last_id                   # of the request before: the next one's, as a rule
         readonly object client_address  # (host, port) of who asked, as far as that can be told
         RequestId request_id
         Buffer held                     # bytes behind the request that is being served

@@ -21,13 +21,13 @@ from backstream._codec cimport (
     BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers,
     bytes_of, decode_request, encode_request, equals, is_client_id, slice_of,
 )
-from backstream._exchange cimport Exchange, Responder, is_idempotent
+from backstream._exchange cimport Exchange, Responder
 from backstream._http._clients cimport ClientTable
 from backstream._http._final_recipient cimport own_answer
 from backstream._http._forwarding cimport Forwarding
 from backstream._http._message cimport (
     BODY, END, FIELD_OTHER, FIELD_UPGRADE, HEAD, NEED_DATA, READ_FINISHED, READ_HEAD, Event, RequestReader,
-    next_token,
+    is_idempotent, next_token,
 )
 from backstream._http._request cimport Asked, take_fields, timeout_of
 from backstream._http._routing cimport Router, read_target
@@ -647,9 +647,12 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return self._answer(200, own[0], own[1])
         head.prefix.size = 0
         if asked.has_client_id and not (context.id_optional and asked.client_id.size == 0):
-            if not is_client_id(asked.client_id):
+            if self.last_id is not None and equals(asked.client_id, <const char*>self.last_id, len(self.last_id)):
+                client_id = self.last_id
+            elif is_client_id(asked.client_id):
+                client_id = bytes_of(asked.client_id)
+            else:
                 raise MessageError(400, "header x-backstream-client-id is not 1 to 128 visible ASCII characters")
-            client_id = bytes_of(asked.client_id)
         else:
             client_id = context.router.route(&head) if context.router is not None else None
             if client_id is None and head.target.ptr[0] == c'*':
@@ -707,7 +710,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         exchange.payload = Buffer()
         encode_request(exchange.payload, head)
         exchange.is_head = self.is_head
-        exchange.is_idempotent = is_idempotent(bytes_of(head.method))
+        exchange.is_idempotent = is_idempotent(head.method)
         exchange.has_body = self.request_open
         exchange.offers_upgrade = upgrade is not None
         exchange.upgrade = upgrade
@@ -723,7 +726,11 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self.read_bytes = 0
             self.unread_seconds = 0
         self.exchange = exchange
-        return exchange.start()
+        exchange.start()
+        if exchange.link is not None:
+            # The agent's own, which stays while it does, and whose hash is known.
+            self.last_id = exchange.link.client_id
+        return 0
 
     cdef bint _is_agent_path(self, Slice target) except -1:
         cdef bytes path = bytes_of(target)

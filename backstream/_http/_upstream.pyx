@@ -23,7 +23,7 @@ from backstream._codec cimport (
     bytes_of, equals, slice_of,
 )
 from backstream._http._message cimport (
-    BODY, HEAD, NEED_DATA, READ_FINISHED, READ_TO_CLOSE, Event, ResponseReader, goes_on,
+    BODY, HEAD, NEED_DATA, READ_FINISHED, READ_TO_CLOSE, Event, ResponseReader, goes_on, is_idempotent,
 )
 from backstream._http._trailers cimport keep_trailers
 from backstream._http._writer cimport SocketWriter
@@ -54,9 +54,7 @@ cdef enum:
     MAX_WAITING = 10000
     MAX_INTERIM = 16
 
-# RFC 9110 §9.2.2
 cdef object REQUEST_ID = re.compile(rb"\r\nx-request-id: ([^\r\n]*)")
-cdef frozenset IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
 
 
 cdef tuple _unreachable(error):
@@ -129,7 +127,7 @@ cdef class UpstreamService(Service):
         if end or head.upgrade.size:
             request.wait_for_head()
         request.is_head = stream.answers_head
-        request.is_idempotent = bytes_of(head.method) in IDEMPOTENT
+        request.is_idempotent = is_idempotent(head.method)
         if head.upgrade.size:
             request.upgrade = bytes_of(head.upgrade)
         writer = SocketWriter()

@@ -1,0 +1,89 @@
+"""``python -m bench.profile``: what it reads from tools is what they wrote, and each command says what it found."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.profile.relay import TO_AGENT, TO_PROXY, Counting
+from bench.profile.symbols import readable
+from bench.profile.syscalls import read_perf, read_strace
+from tests.rig import ROOT
+
+
+@pytest.mark.parametrize(
+    ("symbol", "name"),
+    [
+        ("__pyx_f_10backstream_5_loop_9LoopState_set_deadline", "backstream._loop.LoopState.set_deadline"),
+        (
+            "__pyx_pw_10backstream_5_http_7_server_16ServerConnection_11buffer_updated",
+            "backstream._http._server.ServerConnection.buffer_updated",
+        ),
+        ("__pyx_tp_new_10backstream_8_session_Stream", "backstream._session.Stream.tp_new"),
+        (
+            "main;__pyx_f_10backstream_5_loop_monotonic;clock_gettime 12",
+            "main;backstream._loop.monotonic;clock_gettime 12",
+        ),
+        ("PyTuple_New", "PyTuple_New"),
+    ],
+)
+def test_symbols_are_told_as_their_author_knows_them(symbol: str, name: str) -> None:
+    assert readable(symbol) == name
+
+
+def test_calls_that_perf_counted_are_read() -> None:
+    text = "# started\n\n20,,raw_syscalls:sys_enter,100,100.00,,\n12,,syscalls:sys_enter_read,100,100.00,,\n"
+    text += "0,,syscalls:sys_enter_poll,100,100.00,,\n<not supported>,,syscalls:sys_enter_x,0,100.00,,\n"
+    assert read_perf(text) == {"read": 12, "others": 8}
+
+
+def test_calls_that_strace_counted_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "strace.txt"
+    file.write_text(
+        "% time     seconds  usecs/call     calls    errors syscall\n"
+        "------ ----------- ----------- --------- --------- ----------------\n"
+        " 60.00    0.000060           1        41           sendto\n"
+        " 40.00    0.000040           1        40         3 read\n"
+        "------ ----------- ----------- --------- --------- ----------------\n"
+        "100.00    0.000100           1        81         3 total\n"
+    )
+    assert read_strace(file) == {"sendto": 41, "read": 40}
+
+
+def test_the_relay_counts_messages_and_frames_however_they_are_cut() -> None:
+    data = b"\0\0\3\0\1\0\0\0\1abc"
+    window = b"\0\0\4\4\0\0\0\0\1\0\0\0\7"
+    message = data + window
+    # A message in two fragments, and a ping between them (RFC 6455 §5.4).
+    stream = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
+    stream += b"\x02\x05" + message[:5] + b"\x89\x00" + bytes([0x80, len(message) - 5]) + message[5:]
+    counting = Counting(TO_AGENT)
+    for at in range(len(stream)):
+        counting.feed(stream[at : at + 1])
+    assert counting.counts == {"messages": 1, "bytes": 25, "DATA": 1, "WINDOW": 1, "control frames": 1}
+
+
+def test_the_relay_reads_what_the_agent_masks() -> None:
+    counting = Counting(TO_PROXY)
+    frame = b"\0\0\0\x09\0\0\0\0\0"
+    mask = b"\1\2\3\4"
+    masked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(frame))
+    counting.feed(b"GET /ws HTTP/1.1\r\n\r\n" + bytes([0x82, 0x80 | len(frame)]) + mask + masked)
+    assert counting.counts == {"messages": 1, "bytes": 9, "PING": 1}
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["frames", "--seconds", "1", "--connections", "4"], ("REQUEST", "RESPONSE", "DATA")),
+        (["allocations", "--no-places", "--requests", "100"], ("proxy", "agent", "calls of allocators per request")),
+        (["syscalls", "--seconds", "1", "--connections", "4"], ("proxy", "agent", "calls per request")),
+    ],
+)
+def test_a_command_says_what_it_found(command: list[str], expected: tuple[str, ...]) -> None:
+    argv = [sys.executable, "-m", "bench.profile", *command]
+    result = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+    assert result.returncode == 0, result.stderr
+    if not result.stdout.startswith("skipped: "):
+        assert all(word in result.stdout for word in expected), result.stdout
