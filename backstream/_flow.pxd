@@ -4,7 +4,8 @@ from libc.stdint cimport int64_t
 cdef enum Pace:
     STEADY = 0
     FAST = 1
-    SLOW = 2
+    CROWDED = 2     # by others: much comes, and it waits
+    SLOW = 3
 
 
 cdef class WindowBudget:
@@ -38,6 +39,7 @@ cdef struct ReceiveWindow:
 cdef void window_open(ReceiveWindow* w, int64_t window) noexcept
 cdef bint window_receive(ReceiveWindow* w, int64_t count) noexcept
 cdef bint window_consume(ReceiveWindow* w, int64_t count) noexcept
+cdef bint window_grant_due(ReceiveWindow* w) noexcept
 cdef bint window_round_full(ReceiveWindow* w) noexcept
 cdef Pace window_end_round(ReceiveWindow* w, double now, double round_trip, bint generous) noexcept
 cdef int64_t window_grant(ReceiveWindow* w) noexcept

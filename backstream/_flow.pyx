@@ -3,17 +3,26 @@
 A receiver grants again what its consumer took, a quarter of the window at a time. A consumer that takes a whole window
 within two round trips is held up by the window and not by itself, so the window doubles, as long as the budget that
 all sessions of the process share has room. One that takes more than twice as long has more in flight than the path
-holds, so what was added is halved again. A stream's part of the budget goes back when it ends.
+holds, so what was added is halved again; where that is because many streams share a short path, even what a stream
+began with. A stream's part of the budget goes back when it ends.
 """
 
 from libc.stdint cimport int64_t
 
 
 # Two round trips count as no shorter than this. What streams have in flight beyond what the path holds waits in the
-# receiver's socket, in front of everybody else's small answers: so the floor is generous only for a session's first
-# bytes of growth, which let a lone stream run over a short path.
+# receiver's socket, in front of everybody else's small answers: so the floor is generous only for a stream that is
+# alone, and only for a session's first bytes of growth.
 cdef double GENEROUS_ROUND_SECONDS = 0.02
-cdef double FAST_ROUND_SECONDS = 0.0005
+cdef double FAST_ROUND_SECONDS = 0.0001
+# On a long path a lost packet holds back what came behind it for a round trip or two, and the rounds with it.
+cdef double LONG_PATH_SECONDS = 0.005
+cdef double LONG_PATH_FACTOR = 2.0
+# A window that takes longer has a consumer, or a source, that is slow by itself: it fills no queue.
+cdef double BULK_ROUND_SECONDS = 0.05
+
+cdef enum:
+    LEAST_GRANT = 8192      # bytes; less makes small frames of bulk
 
 
 cdef class BudgetShare:
@@ -64,7 +73,11 @@ cdef bint window_consume(ReceiveWindow* w, int64_t count) noexcept:
     w.queued -= count
     w.ungranted += count
     w.round_bytes += count
-    return w.ungranted * 4 >= w.window
+    return window_grant_due(w)
+
+
+cdef bint window_grant_due(ReceiveWindow* w) noexcept:
+    return w.ungranted * 4 >= w.window and (w.ungranted >= LEAST_GRANT or w.ungranted * 2 >= w.window)
 
 
 cdef bint window_round_full(ReceiveWindow* w) noexcept:
@@ -73,15 +86,21 @@ cdef bint window_round_full(ReceiveWindow* w) noexcept:
 
 
 cdef Pace window_end_round(ReceiveWindow* w, double now, double round_trip, bint generous) noexcept:
-    """Ends the round: FAST when it took no longer than two round trips, SLOW when longer than twice that."""
+    """Ends the round: FAST when it took no longer than two round trips, CROWDED or SLOW when longer than twice that."""
     cdef double limit = 2 * round_trip
     cdef double least = GENEROUS_ROUND_SECONDS if generous else FAST_ROUND_SECONDS
     cdef double took = now - w.round_started
+    if round_trip >= LONG_PATH_SECONDS:
+        limit *= LONG_PATH_FACTOR
     if limit < least:
         limit = least
     w.round_started = now
     w.round_bytes = 0
-    return FAST if took <= limit else SLOW if took > 2 * limit else STEADY
+    if took <= limit:
+        return FAST
+    if took <= 2 * limit:
+        return STEADY
+    return CROWDED if took <= BULK_ROUND_SECONDS else SLOW
 
 
 cdef int64_t window_grant(ReceiveWindow* w) noexcept:

@@ -4,7 +4,7 @@ from backstream._buffer cimport Buffer
 from backstream._codec cimport (
     FieldArray, Frame, GoAway, RequestHead, Reset, ResponseHead, Slice, Trailers,
 )
-from backstream._flow cimport BudgetShare, ReceiveWindow, WindowBudget
+from backstream._flow cimport BudgetShare, Pace, ReceiveWindow, WindowBudget
 
 
 cdef enum StreamState:
@@ -87,7 +87,8 @@ cdef class Stream:
     cdef bint is_closed(self) noexcept
     cdef bint local_ended(self) noexcept
     cdef bint remote_ended(self) noexcept
-    cdef int _grow_window(self) except -1
+    cdef bint _grow_window(self) except -1
+    cdef bint _shrink_window(self, Pace pace) except -1
     cdef int _drop_staged(self) except -1
     cdef int _check_room(self) except -1
 
@@ -124,6 +125,7 @@ cdef class Session:
         readonly bint closed
         readonly bint congested         # the transport is above its high-water mark
         public double round_trip        # seconds
+        uint32_t _last_round            # the stream that was the last to consume a whole window
         double _bucket                  # tokens left for frames that say nothing
         double _bucket_at
         uint32_t _crossing              # frames for closed streams that cost nothing yet

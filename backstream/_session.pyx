@@ -25,8 +25,8 @@ from backstream._codec cimport (
     goaway_object, read_frame, read_u32, slice_of, write_frame_header, write_u32,
 )
 from backstream._flow cimport (
-    FAST, SLOW, BudgetShare, Pace, WindowBudget, window_consume, window_double, window_end_round, window_grant,
-    window_halve, window_open, window_receive, window_round_full,
+    CROWDED, FAST, SLOW, BudgetShare, Pace, WindowBudget, window_consume, window_double, window_end_round,
+    window_grant, window_grant_due, window_halve, window_open, window_receive, window_round_full,
 )
 
 from backstream.errors import ErrorCode, FrameError, HeadError, ProtocolError, StreamError
@@ -59,7 +59,8 @@ cdef enum:
     STREAM_WAITING_BYTES = 1024     # of a stream's answer: its head, and how it ends
     STREAM_WAITING_FRAMES = 2
     EARLY_FLUSH_SIZE = 131072
-    GENEROUS_GROWTH = 65536         # bytes of windows' growth that a session gets more easily
+    GENEROUS_GROWTH = 196608        # bytes of windows' growth that a session gets more easily
+    SMALLEST_WINDOW = 16384         # that a crowd leaves to a stream
     SMALL_GRANT = 128               # a WINDOW below this says next to nothing
     REAL_DATA = 1024                # DATA from here on pays for itself
     CROSSING_FRAMES = 8             # that an honest peer may send before it knows that a stream is over
@@ -287,7 +288,7 @@ cdef class Stream:
         """The consumer took `count` bytes of `on_data`: grants them again."""
         cdef Session session = self.session
         cdef Pace pace
-        cdef bint due
+        cdef bint due, alone
         if self.state == CLOSED:
             return 0
         due = window_consume(&self._window, count)
@@ -299,15 +300,14 @@ cdef class Stream:
             self._budget_bytes -= self._returned_bytes
             self._returned_bytes = 0
         if window_round_full(&self._window):
+            alone = session._last_round == self.id or session._last_round == 0
+            session._last_round = self.id
             pace = window_end_round(&self._window, session.owner.now(), session.round_trip,
-                                    session.share.used_bytes < GENEROUS_GROWTH)
-            if pace == FAST:
-                self._grow_window()
-                due = True
-            elif pace == SLOW and self._budget_bytes and not self._returned_bytes:
-                window_halve(&self._window)
-                self._returned_bytes = self._window.window
-                due = self._window.ungranted * 4 >= self._window.window
+                                    alone and session.share.used_bytes < GENEROUS_GROWTH)
+            if pace == FAST or pace == SLOW and self._window.window < session._initial_window:
+                due = self._grow_window() or due
+            elif pace == SLOW or pace == CROWDED:
+                due = self._shrink_window(pace) or due
         if due and self._window.ungranted > 0:
             if self._pending_grant == 0:
                 session._grants.append(self)
@@ -315,14 +315,28 @@ cdef class Stream:
             self._pending_grant += <uint32_t>window_grant(&self._window)
         return 0
 
-    cdef int _grow_window(self) except -1:
+    cdef bint _grow_window(self) except -1:
+        """Whether there is more to grant."""
         cdef Session session = self.session
         cdef int64_t limit = session._max_upgraded_window if self.upgraded else session._max_window
         cdef int64_t extra = self._window.window
-        if extra * 2 <= limit and session.budget.take(session.share, extra):
+        if extra * 2 > session._initial_window:
+            if extra * 2 > limit or not session.budget.take(session.share, extra):
+                return False
             self._budget_bytes += extra
-            window_double(&self._window)
-        return 0
+        window_double(&self._window)
+        return True
+
+    cdef bint _shrink_window(self, Pace pace) except -1:
+        """Whether a grant is due of the smaller window."""
+        if self._budget_bytes:
+            if self._returned_bytes:
+                return False
+            window_halve(&self._window)
+            self._returned_bytes = self._window.window
+        elif pace == CROWDED and self._window.window >= 2 * SMALLEST_WINDOW:
+            window_halve(&self._window)
+        return window_grant_due(&self._window)
 
     cdef int64_t room(self) noexcept:
         """How many bytes the source may hand to `write` now; after 0, `on_writable` will come."""

@@ -212,16 +212,17 @@ def test_credit_is_granted_on_consumption_and_never_on_receipt() -> None:
     assert books(handler) == (65536, 16384, 49152, 0)
 
 
-@pytest.mark.parametrize("initial", [1000, 4096, 65536])
+@pytest.mark.parametrize("initial", [1000, 4096, 16384, 65536])
 def test_credit_is_topped_up_at_a_quarter_of_the_window(initial: int) -> None:
     end = wire.proxy(settings={"initial_window": initial})
     handler = downloading(end, eager=False)
     end.hear(data(1, bytes(initial)))
-    quarter = -(-initial // 4)
-    handler.consume(quarter - 1)
+    # Of a small window at 8 KiB, or at half of it: frames of bulk are not to become small.
+    due = max(-(-initial // 4), min(8192, -(-initial // 2)))
+    handler.consume(due - 1)
     assert end.said() == []
     handler.consume(1)
-    assert grants(end.said()) == [quarter]
+    assert grants(end.said()) == [due]
 
 
 def test_grants_of_one_turn_add_up_to_one_window_frame() -> None:
@@ -343,12 +344,15 @@ def take_a_window(end: End, handler: Handler, seconds: float) -> int:
         (0.0, 0.019, True),
         (0.0, 0.021, False),
         (0.001, 0.019, True),
-        (0.1, 0.199, True),
-        (0.1, 0.201, False),
-        (0.5, 0.9, True),
+        (0.004, 0.021, False),
+        (0.1, 0.399, True),  # a long path: what was lost on it takes a round trip or two to come again
+        (0.1, 0.401, False),
+        (0.5, 1.9, True),
     ],
 )
-def test_a_window_taken_within_two_round_trips_or_20_ms_doubles(round_trip: float, seconds: float, grows: bool) -> None:
+def test_a_window_of_a_lone_stream_doubles_when_it_was_taken_soon(
+    round_trip: float, seconds: float, grows: bool
+) -> None:
     end = wire.proxy()
     end.session.round_trip = round_trip
     handler = downloading(end, eager=False)
@@ -356,6 +360,47 @@ def test_a_window_taken_within_two_round_trips_or_20_ms_doubles(round_trip: floa
     assert granted == (131072 if grows else 65536)
     assert books(handler)[0] == granted
     assert _callbacks.budget_used(end.session) == end.budget.used_bytes == (65536 if grows else 0)
+
+
+def crowd(end: End, count: int, seconds: float, rounds: int = 4) -> list[Handler]:
+    """So many downloads that take turns, each of which takes its window `seconds` after the last one took its own."""
+    end.session.round_trip = 0.00004
+    handlers = [downloading(end, eager=False) for _ in range(count)]
+    for _ in range(rounds):
+        for handler in handlers:
+            take_a_window(end, handler, seconds)
+    return handlers
+
+
+def test_many_streams_on_a_short_path_shrink_each_others_windows_below_their_initial_size() -> None:
+    end = wire.proxy()
+    handlers = crowd(end, 8, 0.0001)
+    assert [books(handler)[0] for handler in handlers] == [16384] * 8
+    assert end.budget.used_bytes == 0
+    for handler in handlers[1:]:
+        end.hear(data(handler.stream.id, b"", end=True))  # type: ignore[union-attr]
+    take_a_window(end, handlers[0], 0.0)
+    for _ in range(3):
+        take_a_window(end, handlers[0], 0.00005)
+    assert books(handlers[0])[0] == 131072  # the path is its own again
+
+
+def test_a_stream_that_is_slow_by_itself_keeps_its_initial_window_and_gets_it_back() -> None:
+    end = wire.proxy()
+    slow = crowd(end, 2, 0.03)  # a round of 60 ms: whoever sends or reads at that pace fills no queue
+    assert [books(handler)[0] for handler in slow] == [65536] * 2
+    end = wire.proxy()
+    slow = crowd(end, 8, 0.0001)
+    for _ in range(2):
+        for handler in slow:
+            take_a_window(end, handler, 0.1)
+    assert [books(handler)[0] for handler in slow] == [65536] * 8
+    assert end.budget.used_bytes == 0
+
+
+def test_a_small_initial_window_does_not_shrink() -> None:
+    end = wire.proxy(settings={"initial_window": 20_000})
+    assert [books(handler)[0] for handler in crowd(end, 8, 0.0001)] == [20_000] * 8
 
 
 def test_a_window_does_not_grow_while_something_is_queued() -> None:
