@@ -14,6 +14,7 @@ cdef class LoopMember:
 
     cdef int flush(self) except -1
     cdef int on_deadline(self) except -1
+    cdef int on_turn(self) except -1
     cdef int on_peer_gone(self, bint broken) except -1
 
 
@@ -24,8 +25,12 @@ cdef class LoopState:
         # flushing
         list _dirty
         object _run_flushes_bound
+        object _flush_handle
         bint _flushes_scheduled
         long long _turn
+        # work that is spread over turns
+        object _queue           # a deque of LoopMember
+        object _run_queue_bound
         # deadlines
         list _slots             # of sets of LoopMember
         readonly Py_ssize_t deadlines
@@ -47,6 +52,7 @@ cdef class LoopState:
         bytes _date
 
     cdef int schedule_flush(self, LoopMember member) except -1
+    cdef int enqueue(self, LoopMember member) except -1
     cdef int set_deadline(self, LoopMember member, double seconds) except -1
     cdef int clear_deadline(self, LoopMember member) except -1
     cdef int watch_unread(self, int fd, LoopMember member) except -1

@@ -2,6 +2,7 @@
 
 - Whoever has bytes to send says so by `schedule_flush` and is flushed once at the end of the turn: one system call for
   all that gathered.
+- Work that many bring at once and nobody waits for by the microsecond is spread over turns, behind what is to be sent.
 - Deadlines lie in a wheel of coarse slots, so that setting and clearing one costs next to nothing; they come up to
   TICK late, never early.
 - Sockets that are not read are polled together for a peer that has gone.
@@ -11,6 +12,7 @@
 import asyncio
 import logging
 import time
+from collections import deque
 from email.utils import formatdate
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -44,6 +46,7 @@ cdef enum:
     SLOTS = 512
 
 cdef double TICK = 0.02             # seconds
+cdef double QUEUE_SECONDS = 0.0002  # of a turn that queued work may take: two handshakes of 100 µs
 cdef double UNREAD_POLL = 0.5       # seconds between two looks at the sockets that are not read
 
 logger = logging.getLogger("backstream")
@@ -69,6 +72,10 @@ cdef class LoopMember:
         """The deadline set last has passed."""
         return 0
 
+    cdef int on_turn(self) except -1:
+        """Its turn in the queue has come; called once after `enqueue`."""
+        return 0
+
     cdef int on_peer_gone(self, bint broken) except -1:
         """The peer of a socket under `watch_unread` has closed it; `broken`: by a reset, in both directions."""
         return 0
@@ -80,6 +87,8 @@ cdef class LoopState:
         self.asyncio_loop = asyncio_loop
         self._dirty = []
         self._run_flushes_bound = self._run_flushes
+        self._queue = deque()
+        self._run_queue_bound = self._run_queue
         self._slots = [set() for _ in range(SLOTS)]
         self._tick = <long long>(monotonic() / TICK)
         self._unread = {}
@@ -98,7 +107,7 @@ cdef class LoopState:
         self._dirty.append(member)
         if not self._flushes_scheduled:
             self._flushes_scheduled = True
-            self.asyncio_loop.call_soon(self._run_flushes_bound)
+            self._flush_handle = self.asyncio_loop.call_soon(self._run_flushes_bound)
         return 0
 
     def _run_flushes(self):
@@ -125,7 +134,37 @@ cdef class LoopState:
         self._dirty = again
         if again:
             self._flushes_scheduled = True
-            self.asyncio_loop.call_soon(self._run_flushes_bound)
+            self._flush_handle = self.asyncio_loop.call_soon(self._run_flushes_bound)
+
+    # --- work that is spread over turns ---
+
+    cdef int enqueue(self, LoopMember member) except -1:
+        """Calls `member.on_turn` when those before it had theirs: at least one a turn, and others for QUEUE_SECONDS."""
+        self._queue.append(member)
+        if len(self._queue) == 1:
+            self.asyncio_loop.call_soon(self._run_queue_bound)
+        return 0
+
+    def _run_queue(self):
+        cdef LoopMember member
+        cdef double end
+        if self._flushes_scheduled:
+            self._flush_handle.cancel()
+            self._run_flushes()
+        end = monotonic() + QUEUE_SECONDS
+        while True:
+            # It stays in front while it is served, so that what it enqueues finds the queue scheduled.
+            member = <LoopMember>self._queue[0]
+            try:
+                member.on_turn()
+            except Exception:
+                logger.exception("%r failed in its turn", member)
+            self._queue.popleft()
+            if not self._queue:
+                return
+            if monotonic() >= end:
+                break
+        self.asyncio_loop.call_soon(self._run_queue_bound)
 
     # --- deadlines ---
 

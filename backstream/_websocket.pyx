@@ -9,11 +9,13 @@ Rules that hold here:
 
 import asyncio
 import logging
+import os
 import socket
 import struct
 import sys
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy
 
@@ -32,6 +34,9 @@ from picows.picows import WSProtocol
 
 SUBPROTOCOL = "backstream.v1"
 
+cdef extern from "<sys/socket.h>" nogil:
+    int setsockopt(int fd, int level, int name, const void* value, unsigned int size)
+
 cdef enum:
     HIGH_WATER = 131072             # bytes in the transport's buffer
     LOW_WATER = 32768
@@ -40,7 +45,8 @@ cdef enum:
     # message and one more read fit, and stays there.
     FIRST_READ_BUFFER = 6144 + 256
 
-    FIRST_PINGS = 3
+    FIRST_PINGS = 3                 # beside the one at once, whose answer may have met a busy moment
+    FIRST_BYTES = 4096              # of messages, after which a session is worth them
     TURN_BYTES = 131072             # read, or written, in one turn of the loop
     LONGEST_UNCUT = 65536           # bytes of a frame; a multiple of four, so that the mask goes on as it is
 
@@ -53,10 +59,18 @@ TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 PAUSES_LATE = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2)
 
 # picows says at ERROR what its peers do wrong; here that is the peer's business, and the session's log line says it.
-_picows_logger = logging.getLogger("backstream.picows")
-_picows_logger.setLevel(logging.CRITICAL)
+# In an adapter, since it would make every connection a Logger of its own.
+logging.getLogger("backstream.picows").setLevel(logging.CRITICAL)
+_picows_logger = logging.LoggerAdapter(logging.getLogger("backstream.picows"))
 
 logger = logging.getLogger("backstream.session")
+
+
+cdef int _set_option(int fd, int level, int name, int value) except -1:
+    """As `socket.setsockopt`, for which uvloop's sockets make an object each time."""
+    if setsockopt(fd, level, name, &value, sizeof(value)):
+        raise OSError(errno, os.strerror(errno))
+    return 0
 
 
 cdef class _ProtocolBase:
@@ -334,8 +348,8 @@ cdef class SessionLink(SessionOwner):
         raw.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         self._pauses_late = PAUSES_LATE and type(raw).__module__ == "asyncio.selector_events"
         if sock is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, HIGH_WATER)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            _set_option(sock.fileno(), socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, HIGH_WATER)
+            _set_option(sock.fileno(), socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.loop.set_deadline(self._member, self._hello_timeout)
         self._first_pings = FIRST_PINGS
         self._send_ping()
@@ -390,6 +404,8 @@ cdef class SessionLink(SessionOwner):
             self._guard.next_turn()
         if self._lost:
             return 0
+        if self._first_pings and not self._closing:
+            self._ping_first()
         self._send_messages()
         self.session.after_pull()
         if self.session.has_output() and not self.session.congested:
@@ -513,9 +529,14 @@ cdef class SessionLink(SessionOwner):
                     self.session.round_trip += (sample - self.session.round_trip) / 8
                 self._ping_sent_at = 0
                 if self._first_pings:
-                    # One alone may have met a busy moment.
-                    self._first_pings -= 1
-                    self._send_ping()
+                    self._ping_first()
+
+    cdef int _ping_first(self) except -1:
+        """Measures the round trip until there is a good first idea of it, once somebody may want windows that grow."""
+        if self._ping_sent_at == 0 and self.bytes_received + self.bytes_sent >= FIRST_BYTES:
+            self._first_pings -= 1
+            return self._send_ping()
+        return 0
 
     # --- time ---
 

@@ -475,9 +475,13 @@ def _proxy(log_format: logs.LogFormat, log_level: str, **values: Any) -> int:
     settings = _settings(ProxySettings, values)
     sockets = _inherited_sockets()
     _prepare(log_format, log_level)
-    # With 10,000 agents a full collection stops everybody for 100 ms. What comes and goes here is freed without one.
+    # What comes and goes here is freed without a collection. With 10,000 agents a full one stops everybody for 100 ms.
+    # When agents come, whose objects stay, 10,000 young ones take 2.5 ms and 200,000 take 100 ms: 1,500 take 0.5 ms.
     gc.freeze()
-    gc.set_threshold(10_000, 20, 100)
+    if sys.version_info < (3, 14):
+        gc.set_threshold(300, 5, 13_000)
+    else:
+        gc.set_threshold(10_000, 20, 100)  # there each collection takes a part of the old ones along
 
     async def run() -> int:
         try:

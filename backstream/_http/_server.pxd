@@ -101,6 +101,7 @@ cdef class ServerConnection(_ProtocolBase):
         double paused_at
         int64_t read_bytes              # of the body
         bint in_head                    # its head is being judged: the reader's fields are valid
+        list handshake                  # the fields of an agent's handshake whose turn has not come, or None
         bint awaits_continue            # the client sends its body when it is told to, and was not yet
         bytes last_id                   # of the request before: the next one's, as a rule
         readonly object client_address  # (host, port) of who asked, as far as that can be told
@@ -124,7 +125,7 @@ cdef class ServerConnection(_ProtocolBase):
     cdef int _parse(self, char* data, Py_ssize_t size) except -1
     cdef int _proxy_header(self, char** data, Py_ssize_t* size) except -1
     cdef bint _request_head(self, char** data, Py_ssize_t* size) except -1
-    cdef int _serve(self, char* rest, Py_ssize_t rest_size) except -1
+    cdef int _serve(self) except -1
     cdef int _forward(self, RequestHead* head, bytes client_id, double timeout, bytes upgrade) except -1
     cdef bytes _offered(self, dict protocols)
     cdef int _request_end(self) except -1
@@ -135,6 +136,8 @@ cdef class ServerConnection(_ProtocolBase):
     cdef int _await_request(self, double seconds) except -1
     cdef int _update_reading(self) except -1
     cdef int _refuse(self, object error) except -1
+    cdef int _queue_handshake(self) except -1
+    cdef int _refuse_handshake(self, object error) except -1
     cdef int _close_when_sent(self) except -1
     cdef int _raw_ended(self) except -1
     cdef int _write_status(self, int status, Slice reason) except -1

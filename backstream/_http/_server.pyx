@@ -329,6 +329,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         """No further request of this connection is served, those that came ahead of their turn neither."""
         cdef Exchange exchange = self.exchange
         self.held.release()
+        self.handshake = None
         if exchange is not None:
             if not exchange.finished:
                 self.status = self.status or 499
@@ -352,7 +353,9 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
 
     def drain(self):
         """Closes with the next answer, or after a while where no request comes."""
-        if self.exchange is None and self.reader.between_messages() and self.held.size == 0 and not self.closing:
+        if self.handshake is not None:
+            self._refuse_handshake(MessageError(503, "the proxy is shutting down"))
+        elif self.exchange is None and self.reader.between_messages() and self.held.size == 0 and not self.closing:
             self._await_request(self.context.keepalive_timeout)
 
     cdef int _await_request(self, double seconds) except -1:
@@ -380,6 +383,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return self.exchange.deadline()
         if self.preface is not None:
             return self._abort()
+        if self.handshake is not None:
+            return self._refuse_handshake(MessageError(503, "too many agents came at once"))
         if self.reader.between_messages():
             return self._close_when_sent()
         self.is_head = self.reader.is_head
@@ -405,7 +410,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         elif self.half_closing:
             self.half_closing = False
             self.writer.half_close()
-        elif self.held.size and self.exchange is None:
+        elif self.held.size and self.exchange is None and self.handshake is None:
             self._take_held()
         return 0
 
@@ -483,7 +488,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 if size and self.exchange is not None:
                     self.exchange.body(data[:size])
                 return 0
-            if not self.request_open and (self.exchange is not None or self.writer.blocked or self.held.size
+            if not self.request_open and (self.exchange is not None or self.handshake is not None
+                                          or self.writer.blocked or self.held.size
                                           or self.writer.out.size >= ANSWERS_SIZE):
                 if size:
                     append(self.held, data, size)
@@ -600,13 +606,13 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self.logged_target = bytes_of(reader.target)
         self.in_head = True
         try:
-            self._serve(data[0], size[0])
+            self._serve()
         except MessageError as error:
             self._refuse(error)
         self.in_head = False
         return not (self.closing or self.closed)
 
-    cdef int _serve(self, char* rest, Py_ssize_t rest_size) except -1:
+    cdef int _serve(self) except -1:
         """What becomes of a request, by its head. Raises MessageError to refuse it."""
         cdef RequestReader reader = self.reader
         cdef ServerContext context = self.context
@@ -639,7 +645,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         head.http_minor = reader.minor
         read_target(reader, &head)
         if offers_websocket and equals(reader.method, b"GET", 3) and self._is_agent_path(head.target):
-            return self._agent_handshake(rest[:rest_size])
+            return self._queue_handshake()
         if not context.serves_clients:
             raise MessageError(404, f"this port is for agents, at {context.agent_path.decode()}",
                                "destination_not_found")
@@ -738,20 +744,53 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
 
     # --- agents ---
 
-    def _agent_handshake(self, bytes rest):
+    cdef int _queue_handshake(self) except -1:
+        """Judging and answering one takes as long as ten requests, and after a restart all agents come at once.
+
+        Until its turn comes this is a connection like others, and what the agent sends is held.
+        """
+        fields = _pairs(self.reader.fields)
+        if self.request_open:
+            self._judge(fields)     # raises: it has a body
+        self.handshake = fields
+        self.loop.set_deadline(self, self.context.header_timeout)
+        return self.loop.enqueue(self)
+
+    cdef int on_turn(self) except -1:
+        if self.handshake is None:
+            return 0        # gone, or refused
+        try:
+            self._answer_handshake()
+        except MessageError as error:
+            self._refuse_handshake(error)
+        if not self.closed:
+            self._update_reading()
+        return 0
+
+    cdef int _refuse_handshake(self, object error) except -1:
+        self._refuse(error)
+        self.handshake = None
+        return 0
+
+    def _judge(self, fields):
+        return judge_handshake(fields, self.reader.minor, self.reader.body != BODY_NONE,
+                               id_optional=self.context.id_optional)
+
+    def _answer_handshake(self):
         """The WebSocket is picows' from then on."""
-        cdef RequestReader reader = self.reader
-        fields = _pairs(reader.fields)
-        handshake = judge_handshake(fields, reader.minor, reader.body != BODY_NONE,
-                                    id_optional=self.context.id_optional)
-        answer = self.context.on_agent(self, handshake.client_id, tuple(fields))
+        handshake = self._judge(self.handshake)
+        answer = self.context.on_agent(self, handshake.client_id, tuple(self.handshake))
         if isinstance(answer, tuple):
             raise MessageError(answer[0], answer[1], "http_upgrade_failed")
         self.writer.send()      # the answers to what came before it
         transport = self.transport
+        rest = self.held.data[:self.held.size]
         self._detach()
-        answer(transport, handshake.key, rest)
-        return 0
+        try:
+            answer(transport, handshake.key, rest)
+        except BaseException:
+            transport.abort()
+            raise
 
     def _detach(self):
         """The socket is somebody else's from now on."""
@@ -760,7 +799,11 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.context.forget(self)
         self._leave_client()
         self.reader.close()
+        self.held.release()
+        self.handshake = None
         self.closed = True
+        if not self.reading:
+            self.transport.resume_reading()
         self.transport = None
 
     # --- responses ---
@@ -954,6 +997,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         """The request's Accept lines, as far as they are still at hand."""
         cdef RequestHead head
         cdef FieldArray fields = self.reader.fields
+        if self.handshake is not None:
+            return [value for name, value in self.handshake if name == b"accept"]
         if self.exchange is not None:
             fields = FieldArray()
             try:
