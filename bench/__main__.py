@@ -20,7 +20,7 @@ from bench.errors import BenchError
 from bench.machine import describe
 from bench.report import targets
 from bench.report.table import Section, render
-from bench.scenarios import agents, bulk, idle, memory, mixed, small, sse, stalled, tls, websocket
+from bench.scenarios import agents, bulk, idle, memory, mixed, small, sse, stalled, tls, wan, websocket
 
 MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "small": small.run,
@@ -33,6 +33,7 @@ MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "stalled": stalled.run,
     "idle": idle.run,
     "tls": tls.run,
+    "wan": wan.run,
 }
 
 

@@ -147,9 +147,10 @@ class Context:
         self.failures.append(f"{row.name}: {error}")
         self.say(f"  {row.name}: FAILED: {error}")
 
-    def take_turns(self, title: str, cases: Sequence[Case]) -> list[Row]:
-        """Every case in turn, as often as the options say; one that fails is left out from then on."""
-        for number in range(1, self.options.repeat + 1):
+    def take_turns(self, title: str, cases: Sequence[Case], *, repeat: int | None = None) -> list[Row]:
+        """Every case in turn, as often as the options say or `repeat`; one that fails is left out from then on."""
+        repeat = repeat or self.options.repeat
+        for number in range(1, repeat + 1):
             for case in cases:
                 if case.turn is None or case.row.failed:
                     continue
@@ -161,7 +162,7 @@ class Context:
                 case.row.add(sample)
                 rate = sample.get("rate")
                 told = "" if rate is None else f": {rate:,.0f}"
-                self.say(f"  {title} {number}/{self.options.repeat}, {case.row.name}{told}")
+                self.say(f"  {title} {number}/{repeat}, {case.row.name}{told}")
         return [case.row for case in cases]
 
 

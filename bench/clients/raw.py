@@ -1,7 +1,9 @@
 """The bench's clients on raw sockets, each a process of its own: ``python -m bench.clients.raw WHAT PORT …``.
 
 bulk       one body down or up, sized or chunked; every byte counted
-flood      many endless bodies at once in one direction, until standard input closes
+flood      many endless bodies at once in one direction, until standard input closes; counted from a while
+           after all have begun
+received   how many bytes the service's sinks have received so far, and when it said so
 probe      small requests at a low rate on one connection, each one's latency; with a duration of 0 until
            standard input closes
 events     asks for Server-Sent Events; how long after it was made each arrives
@@ -14,6 +16,7 @@ way).
 
 import argparse
 import json
+import math
 import re
 import select
 import selectors
@@ -36,9 +39,9 @@ _TIMEOUT = 15.0
 """Seconds that a socket may be silent before the client gives up."""
 
 
-def connect(port: int, ca: str | None = None) -> socket.socket:
+def connect(port: int, ca: str | None = None, host: str = "127.0.0.1") -> socket.socket:
     """A connection, over TLS if there is a CA to verify it with."""
-    client = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT)
+    client = socket.create_connection((host, port), timeout=_TIMEOUT)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return ssl.create_default_context(cafile=ca).wrap_socket(client, server_hostname="127.0.0.1") if ca else client
 
@@ -148,9 +151,16 @@ def bulk(port: int, direction: str, size: int, *, chunked: bool, ca: str | None 
     return {"bytes": count, "seconds": seconds, "cpu_seconds": cpu}
 
 
-def flood(port: int, direction: str, streams: int) -> dict[str, float]:
-    """Endless bodies on `streams` connections, each as fast as it goes."""
-    clients = [connect(port) for _ in range(streams)]
+def received(port: int, host: str) -> dict[str, int]:
+    with connect(port, host=host) as client:
+        client.sendall(request("GET", "/received"))
+        count, nanoseconds = Answer(client).receive_text().split()
+        return {"bytes": int(count), "nanoseconds": int(nanoseconds)}
+
+
+def flood(port: int, direction: str, streams: int, settle: float, host: str) -> dict[str, float]:
+    """Endless bodies on `streams` connections, each as fast as it goes; counted `settle` seconds after all have begun."""
+    clients = [connect(port, host=host) for _ in range(streams)]
     downloads = direction == "down"
     with selectors.DefaultSelector() as selector:
         selector.register(0, selectors.EVENT_READ)
@@ -165,7 +175,10 @@ def flood(port: int, direction: str, streams: int) -> dict[str, float]:
         total = 0
         waiting = set(clients)
         begin = time.perf_counter()
+        settled_at = math.inf
         while True:
+            if settled_at <= time.perf_counter():
+                total, begin, settled_at = 0, time.perf_counter(), math.inf
             for key, _ in selector.select(_TIMEOUT):
                 if key.fileobj == 0:
                     return {"bytes": total, "seconds": time.perf_counter() - begin}
@@ -186,7 +199,7 @@ def flood(port: int, direction: str, streams: int) -> dict[str, float]:
                     waiting.discard(client)
                     if not waiting:
                         print("ready", flush=True)
-                        total, begin = 0, time.perf_counter()
+                        settled_at = time.perf_counter() + settle
 
 
 def probe(port: int, duration: float, pause: float) -> dict[str, float | int]:
@@ -296,9 +309,11 @@ def stalls(port: int, count: int) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.clients.raw")
     commands = parser.add_subparsers(dest="what", required=True)
-    for name in ("bulk", "flood", "probe", "events", "stall", "stalls"):
+    for name in ("bulk", "flood", "received", "probe", "events", "stall", "stalls"):
         command = commands.add_parser(name)
         command.add_argument("port", type=int)
+        if name in ("flood", "received"):
+            command.add_argument("--host", default="127.0.0.1")
         if name in ("bulk", "flood"):
             command.add_argument("direction", choices=["down", "up"])
         if name == "bulk":
@@ -309,6 +324,7 @@ def main() -> None:
             command.add_argument("count", type=int)
         elif name == "flood":
             command.add_argument("--streams", type=int, default=8)
+            command.add_argument("--settle", type=float, default=0.0)
         elif name in ("probe", "events"):
             command.add_argument("--duration", type=float, default=5.0)
             if name == "probe":
@@ -318,7 +334,9 @@ def main() -> None:
     if args.what == "bulk":
         result = bulk(args.port, args.direction, args.size, chunked=args.chunked, ca=args.ca)
     elif args.what == "flood":
-        result = flood(args.port, args.direction, args.streams)
+        result = flood(args.port, args.direction, args.streams, args.settle, args.host)
+    elif args.what == "received":
+        result = received(args.port, args.host)
     elif args.what == "probe":
         result = probe(args.port, args.duration, args.pause)
     elif args.what == "events":
