@@ -20,10 +20,11 @@ from bench.errors import BenchError
 from bench.machine import describe
 from bench.report import targets
 from bench.report.table import Section, render
-from bench.scenarios import agents, bulk, idle, memory, mixed, small, sse, stalled, tls, wan, websocket
+from bench.scenarios import agents, bulk, idle, memory, mixed, rate, small, sse, stalled, tls, wan, websocket
 
 MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "small": small.run,
+    "rate": rate.run,
     "bulk": bulk.run,
     "mixed": mixed.run,
     "websocket": websocket.run,

@@ -34,6 +34,8 @@ class Options:
     """Turns of each contender."""
     bulk_bytes: int = GIB
     connections: int = 64
+    other_connections: Sequence[int] = (1, 512)
+    """Numbers of connections that small requests are measured with besides."""
     agents: Sequence[int] = (1, 100, 10_000)
     idle: int = 10_000
     """Idle agents, and clients, whose cost is measured."""
@@ -54,6 +56,7 @@ class Options:
                 duration=1,
                 repeat=1,
                 bulk_bytes=64 * MIB,
+                other_connections=(1,),
                 agents=(1, 100),
                 idle=1000,
                 stalled=200,
@@ -88,6 +91,18 @@ def in_states(cases: Sequence[Case], states: Mapping[str, str], turn: Callable[[
             row.skipped, row.failed = case.row.skipped, case.row.failed
             found.append(Case(row, partial(turn, state, case.endpoint) if case.endpoint else None))
     return found
+
+
+def again(cases: Sequence[Case], turn: Callable[[Endpoint], Sample]) -> list[Case]:
+    """The same contenders, as they run, for another measurement."""
+    return [
+        Case(
+            Row(case.row.key, case.row.name, skipped=case.row.skipped, failed=case.row.failed),
+            partial(turn, case.endpoint) if case.endpoint else None,
+            case.endpoint,
+        )
+        for case in cases
+    ]
 
 
 @dataclass(slots=True)

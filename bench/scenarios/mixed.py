@@ -27,6 +27,7 @@ _COLUMNS = [
     median("p50 µs", "p50"),
     median("p99 µs", "p99"),
     spread("p99"),
+    median("p99.9 µs", "p999"),
     Column("p99 × idle", lambda row, section: number(section.ratio(row.key, "p99", f"{_contender(row)}:idle"), 1)),
     ratio("p99 × nginx idle", "p99"),
     median("proxy CPU %", "cpu.proxy"),
@@ -75,6 +76,7 @@ def mixed_sample(fleet: Fleet, endpoint: Endpoint, state: str, seconds: int) -> 
             "rate": result["requests"] / result["seconds"],
             "p50": result["p50"],
             "p99": result["p99"],
+            "p999": result["p999"],
             **meter.used(1e7 * result["seconds"]),
         }
         if bulk is not None:

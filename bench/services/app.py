@@ -45,9 +45,12 @@ async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> 
         await _send_bytes(int(count or ENDLESS), send)
     elif route == "events":
         await send(_start())
-        while True:
+        left = int(count or ENDLESS)
+        while left:
+            left -= 1
             await send({"type": "http.response.body", "body": event(), "more_body": True})
-            await asyncio.sleep(EVENT_SECONDS)
+            await asyncio.sleep(EVENT_SECONDS * bool(left))
+        await send({"type": "http.response.body", "body": b""})
     elif route == "stall":
         await asyncio.sleep(int(count))
     elif route == "sink":

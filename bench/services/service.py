@@ -121,19 +121,22 @@ class Connection(asyncio.BufferedProtocol):
             self._send(int(count), chunked=False)
         elif route == "events":
             self._transport.write(_CHUNKED_HEAD)
-            self._send_event()
+            self._send_event(int(count or ENDLESS))
         elif route in ("chunked", "endless"):
             self._transport.write(_CHUNKED_HEAD)
             self._send(int(count or ENDLESS), chunked=True)
         else:
             self._transport.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
 
-    def _send_event(self) -> None:
+    def _send_event(self, left: int) -> None:
         if self._transport.is_closing():
             return
         data = event()
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        asyncio.get_running_loop().call_later(EVENT_SECONDS, self._send_event)
+        if left == 1:
+            self._transport.write(_LAST_CHUNK)
+        else:
+            asyncio.get_running_loop().call_later(EVENT_SECONDS, self._send_event, left - 1)
 
     def _begin_sink(self, fields: list[bytearray]) -> None:
         if any(field.startswith(b"transfer-encoding:") for field in fields):
