@@ -20,7 +20,22 @@ from bench.errors import BenchError
 from bench.machine import describe
 from bench.report import targets
 from bench.report.table import Section, render
-from bench.scenarios import agents, bulk, idle, memory, mixed, rate, small, sse, stalled, tls, wan, websocket
+from bench.scenarios import (
+    agents,
+    bulk,
+    connections,
+    idle,
+    memory,
+    mixed,
+    rate,
+    small,
+    sse,
+    stalled,
+    tls,
+    wan,
+    websocket,
+    wire,
+)
 
 MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "small": small.run,
@@ -34,6 +49,8 @@ MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "stalled": stalled.run,
     "idle": idle.run,
     "tls": tls.run,
+    "connections": connections.run,
+    "wire": wire.run,
     "wan": wan.run,
 }
 

@@ -1,12 +1,13 @@
 """Small requests in an open loop: at a fixed rate, whatever became of those before, and without coordinated omission.
 
-``python -m bench.clients.open_loop PORT CONNECTIONS RATE SECONDS`` prints one line of JSON. A latency counts from when
-its request was due, so that one which had to wait for a free connection behind a slow answer has that wait in its own. The
-loop is Cython (_open_loop.pyx): a Python loop takes all of a core for 30,000 requests a second, and of the two that
-measure that would be one; h2load's fixed rate counts from when a request was sent, which leaves the wait out.
+``python -m bench.clients.open_loop PORT CONNECTIONS RATE SECONDS`` prints one line of JSON. A latency counts from
+when its request was due, so that one which had to wait for a free connection behind a slow answer has that wait in
+its own. The loop is Cython (_open_loop.pyx): a Python loop takes all of a core for 30,000 requests a second, and of
+the two that measure that would be one; h2load's fixed rate counts from when a request was sent, which leaves the wait
+out.
 
-Prints the requests answered, lost (the answer was cut or not 200) and unanswered (10 s after the end), the seconds of the
-run, and p50, p99, p99.9 and the longest in µs; one that is unanswered counts as 10 s.
+Prints the requests answered, lost (the answer was cut or not 200) and unanswered (10 s after the end), the seconds of
+the run, and p50, p99, p99.9 and the longest in µs; one that is unanswered counts as 10 s.
 """
 
 import json

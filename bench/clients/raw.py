@@ -1,6 +1,6 @@
 """The bench's clients on raw sockets, each a process of its own: ``python -m bench.clients.raw WHAT PORT …``.
 
-bulk       one body down or up, sized or chunked, or several at once; every byte counted
+bulk       one body down or up, sized or chunked, or several, so many at once; every byte counted
 flood      many endless bodies at once in one direction, until standard input closes; counted from a while
            after all have begun
 received   how many bytes the service's sinks have received so far, and when it said so
@@ -146,13 +146,15 @@ def _upload_pieces(size: int, *, chunked: bool) -> Iterator[bytes | memoryview]:
 
 
 def bulk(
-    port: int, direction: str, size: int, *, chunked: bool, ca: str | None = None, streams: int = 1
+    port: int, direction: str, size: int, *, chunked: bool, ca: str | None = None, streams: int = 1, bodies: int = 0
 ) -> dict[str, float]:
+    """`size` bytes in so many bodies, or in one for each of the streams."""
+    bodies = bodies or streams
     transfer = partial(download if direction == "down" else upload, port, chunked=chunked, ca=ca)
     cpu, begin = time.process_time(), time.perf_counter()
     # A thread for each: what they do all the time is copy in the kernel, without the interpreter's lock.
     with ThreadPoolExecutor(streams) as pool:
-        count = sum(pool.map(transfer, [size // streams] * streams))
+        count = sum(pool.map(transfer, [size // bodies] * bodies))
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     if count != size:
         raise ConnectionError(f"{count} bytes arrived of {size}")
@@ -167,7 +169,7 @@ def received(port: int, host: str) -> dict[str, int]:
 
 
 def flood(port: int, direction: str, streams: int, settle: float, host: str) -> dict[str, float]:
-    """Endless bodies on `streams` connections, each as fast as it goes; counted `settle` seconds after all have begun."""
+    """Endless bodies on `streams` connections, as fast as they go; counted `settle` seconds after all have begun."""
     clients = [connect(port, host=host) for _ in range(streams)]
     downloads = direction == "down"
     with selectors.DefaultSelector() as selector:
@@ -339,6 +341,7 @@ def main() -> None:
             command.add_argument("--chunked", action="store_true")
             command.add_argument("--ca", help="over TLS, verified with this file")
             command.add_argument("--streams", type=int, default=1)
+            command.add_argument("--bodies", type=int, default=0)
         elif name == "stalls":
             command.add_argument("count", type=int)
         elif name == "flood":
@@ -351,7 +354,15 @@ def main() -> None:
     args = parser.parse_args()
     result: object
     if args.what == "bulk":
-        result = bulk(args.port, args.direction, args.size, chunked=args.chunked, ca=args.ca, streams=args.streams)
+        result = bulk(
+            args.port,
+            args.direction,
+            args.size,
+            chunked=args.chunked,
+            ca=args.ca,
+            streams=args.streams,
+            bodies=args.bodies,
+        )
     elif args.what == "flood":
         result = flood(args.port, args.direction, args.streams, args.settle, args.host)
     elif args.what == "received":

@@ -71,12 +71,12 @@ def run(context: Context) -> list[Section]:
 
 
 def bulk_sample(
-    fleet: Fleet, endpoint: Endpoint, direction: str, size: int, *, chunked: bool, streams: int = 1
+    fleet: Fleet, endpoint: Endpoint, direction: str, size: int, *, chunked: bool, streams: int = 1, bodies: int = 0
 ) -> Sample:
-    """One transfer, or several at once that carry `size` bytes together; `direction` is ``down`` or ``up``."""
+    """`size` bytes ``down`` or ``up`` in one body, in one for each of the `streams`, or in so many `bodies`."""
     argv = [sys.executable, "-m", "bench.clients.raw", "bulk", str(endpoint.port), direction, str(size)]
     argv += ["--ca", endpoint.ca] if endpoint.ca else []
-    argv += ["--streams", str(streams)]
+    argv += ["--streams", str(streams), "--bodies", str(bodies)]
     meter = CpuMeter(endpoint)
     result = json.loads(fleet.run("bulk client", argv + ["--chunked"] * chunked, timeout=60 + size / (20 * MIB)))
     return {

@@ -1,9 +1,9 @@
 """Rate: ``GET /small`` at fixed rates over 64 kept connections, in an open loop.
 
 Requests are due at even distances, whatever became of those before; each latency counts from when its request was due
-(clients/open_loop.py), so that a pause of 10 ms at 10,000/s shows as 100 slow requests and not as one. The same backend and
-contenders as in small.py. A contender that can't keep up gathers a backlog, which its latencies and "answered/s" show; CPU
-is that of the run, divided by the requests answered.
+(clients/open_loop.py), so that a pause of 10 ms at 10,000/s shows as 100 slow requests and not as one. The same
+backend and contenders as in small.py. A contender that can't keep up gathers a backlog, which its latencies and
+"answered/s" show; CPU is that of the run, divided by the requests answered.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Small requests: ``GET /small`` over 64 kept connections in a closed loop, through every contender; then over 1 and 512.
+"""Small requests: ``GET /small`` over 64 kept connections in a closed loop, through everyone; then over 1 and 512.
 
 The service is nginx answering 14 bytes by itself, or the same in the agent's process. CPU is that of the
 load's window, divided by the requests answered in it; the peak is VmHWM since the process began.
@@ -62,10 +62,10 @@ def warm_up(context: Context, fleet: Fleet, cases: list[Case]) -> None:
                 context.fail(case.row, error)
 
 
-def small_sample(fleet: Fleet, endpoint: Endpoint, connections: int, seconds: int) -> Sample:
-    """One turn of load on an endpoint."""
+def small_sample(fleet: Fleet, endpoint: Endpoint, connections: int, seconds: int, *, fresh: bool = False) -> Sample:
+    """One turn of load on an endpoint; with `fresh` on a new connection for each request."""
     meter = CpuMeter(endpoint)
-    result = load(fleet, endpoint.port, connections, seconds, ca=endpoint.ca)
+    result = load(fleet, endpoint.port, connections, seconds, ca=endpoint.ca, fresh=fresh)
     count = result["requests"]
     return {
         "rate": count / result["seconds"],

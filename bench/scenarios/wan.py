@@ -1,12 +1,13 @@
 """Wide area: what one stream, and 16 together, reach on a long line, as a part of what plain TCP reaches there.
 
-Two network namespaces are joined by a line of 1 Gbit/s (services/line.py) with the delay and loss of each cell. In the near
-one is the client, in the far one the service. ``tcp`` is the client at the service itself, across the line. For backstream
-the proxy is near and the agent far, with the application in its process: the line lies between proxy and agent, and all
-streams share one TCP connection there. Bodies are endless and chunked. Nothing is counted until windows have had 2 s and 20
-round trips to grow; then bytes are counted where they arrive, for 2 s and 10 round trips. The kernel's limits of buffers and
-its congestion control are this machine's; what TCP remembers of earlier connections is not used. One turn each: it is
-the line's loss that differs between turns, and it is the same each time.
+Two network namespaces are joined by a line of 1 Gbit/s (services/line.py) with the delay and loss of each cell. In
+the near one is the client, in the far one the service. ``tcp`` is the client at the service itself, across the line.
+For backstream the proxy is near and the agent far, with the application in its process: the line lies between proxy
+and agent, and all streams share one TCP connection there. Bodies are endless and chunked. Nothing is counted until
+windows have had 2 s and 20 round trips to grow; then bytes are counted where they arrive, for 2 s and 10 round trips.
+The kernel's limits of buffers and its congestion control are this machine's; what TCP remembers of earlier
+connections is not used. One turn each: it is the line's loss that differs between turns, and it is the same each
+time.
 """
 
 import json
@@ -25,7 +26,8 @@ from bench import compiled
 from bench.contenders.backstream import INSTALL, command
 from bench.context import Case, Context, Sample
 from bench.errors import BenchError
-from bench.processes import Fleet, finish, read_line
+from bench.load import RAW, flood
+from bench.processes import Fleet, read_line
 from bench.report.table import Column, Row, Section, median, number
 from bench.routes import CLIENT_ID, MIB
 from bench.services.line import FAR, MBIT, NEAR
@@ -33,7 +35,6 @@ from bench.services.line import FAR, MBIT, NEAR
 NEEDS_ROOT = "needs root, /dev/net/tun and network namespaces (ip netns, of iproute2)"
 PORT = 8000
 """In namespaces of our own every port is free."""
-_RAW = [sys.executable, "-m", "bench.clients.raw"]
 _LIMIT = 30.0
 """Seconds for a contender to answer across the line, and for a flood to begin and end."""
 
@@ -103,7 +104,7 @@ def run(context: Context) -> list[Section]:
     return [
         Section(
             f"wan-{direction}" if streams == 1 else f"wan{streams}-{direction}",
-            f"{DIRECTIONS[direction]}, {f'{streams} streams together' if streams > 1 else 'one stream'}, after warm-up, "
+            f"{DIRECTIONS[direction]}, {f'{streams} streams' if streams > 1 else 'one stream'}, after warm-up, "
             f"{MBIT} Mbit/s, {congestion_control()}",
             _COLUMNS,
             found,
@@ -189,27 +190,22 @@ class _Line:
 
     def flood(self, host: str, direction: str, streams: int) -> Sample:
         settle, seconds = 2 + 20 * self._seconds, 2 + 10 * self._seconds
-        argv = [*self._near, *_RAW, "flood", str(PORT), direction, "--host", host, "--streams", str(streams)]
-        flood = self._fleet.spawn("flood", [*argv, "--settle", str(settle)], pipes=True)
-        try:
-            read_line(flood, timeout=_LIMIT)
+        begin = [*self._near, *RAW]
+        with flood(self._fleet, PORT, direction, streams, begin=begin, host=host, settle=settle) as end:
             time.sleep(settle)
             if direction == "up":
-                count, nanoseconds = self._received(host)
+                count, begun = self._received(host)
                 time.sleep(seconds)
-                last_count, last = self._received(host)
-                rate = (last_count - count) / (last - nanoseconds) * 1e9
+                last_count, ended = self._received(host)
+                rate = (last_count - count) / MIB / (ended - begun) * 1e9
             else:
                 time.sleep(seconds)
-                result = json.loads(finish(flood))
-                rate = result["bytes"] / result["seconds"]
+                rate = end()
             self._fleet.check()
-            return {"rate": rate / MIB}
-        finally:
-            self._fleet.stop(flood)
+        return {"rate": rate}
 
     def _received(self, host: str) -> tuple[int, int]:
         """Bytes that the service has received so far, and nanoseconds."""
-        argv = [*self._near, *_RAW, "received", str(PORT), "--host", host]
+        argv = [*self._near, *RAW, "received", str(PORT), "--host", host]
         result = json.loads(self._fleet.run("received", argv, timeout=_LIMIT))
         return result["bytes"], result["nanoseconds"]

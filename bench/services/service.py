@@ -1,8 +1,8 @@
 """The service behind everybody where bodies are large: routes.py over a raw protocol, with next to no cost
 per byte.
 
-``python -m bench.services.service PORT`` serves every address of this machine until it is killed, with a second number in
-TCP segments of at most so many bytes. Not an HTTP server: it trusts its few clients.
+``python -m bench.services.service PORT`` serves every address of this machine until it is killed, with a second
+number in TCP segments of at most so many bytes. Not an HTTP server: it trusts its few clients.
 """
 
 import asyncio
