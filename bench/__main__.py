@@ -28,6 +28,7 @@ from bench.scenarios import (
     memory,
     mixed,
     rate,
+    recovery,
     small,
     sse,
     stalled,
@@ -51,6 +52,7 @@ MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "tls": tls.run,
     "connections": connections.run,
     "wire": wire.run,
+    "recovery": recovery.run,
     "wan": wan.run,
 }
 

@@ -10,8 +10,8 @@ Prints the requests answered, lost (the answer was cut or not 200) and unanswere
 the run, and p50, p99, p99.9 and the longest in µs; one that is unanswered counts as 10 s.
 """
 
+import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 
@@ -39,14 +39,27 @@ def summary(latencies: Sequence[int], rate: float) -> dict[str, float]:
     }
 
 
-def load(port: int, connections: int, rate: float, seconds: float) -> dict[str, float]:
+def load(port: int, connections: int, rate: float, seconds: float, *, every: bool = False) -> dict[str, object]:
     loop = compiled.load("bench.clients._open_loop").OpenLoop(
         port, connections, rate, int(rate * seconds), request("GET", "/small"), SMALL, int(GRACE * 1e9)
     )
+    if every:
+        print("ready", flush=True)
     cpu = time.process_time()
     latencies = loop.run()
-    return {**summary(latencies, rate), "cpu_seconds": time.process_time() - cpu}
+    result: dict[str, object] = {**summary(latencies, rate), "cpu_seconds": time.process_time() - cpu}
+    return {**result, "begin_ns": loop.begin_ns, "latencies": list(latencies)} if every else result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.clients.open_loop")
+    parser.add_argument("port", type=int)
+    parser.add_argument("connections", type=int)
+    parser.add_argument("rate", type=float)
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("--every", action="store_true", help="every latency, and a line before the first request")
+    print(json.dumps(load(**vars(parser.parse_args()))), flush=True)
 
 
 if __name__ == "__main__":
-    print(json.dumps(load(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))), flush=True)
+    main()
