@@ -75,7 +75,7 @@ def _arguments() -> argparse.Namespace:
         help="only contenders whose key has this part (direct, nginx, backstream-app, …), may be repeated",
     )
     parser.add_argument("--repeat", type=_positive, metavar="N", help="turns of each contender (3; 1 with --quick)")
-    parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of each turn (5; 1 with --quick)")
+    parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of each turn (2; 1 with --quick)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     return parser.parse_args()
 

@@ -28,7 +28,7 @@ class Options:
     """How much to measure."""
 
     quick: bool = False
-    duration: int = 5
+    duration: int = 2
     """Seconds of load in each turn."""
     repeat: int = 3
     """Turns of each contender."""

@@ -16,7 +16,7 @@ from bench.context import Context, CpuMeter, Sample, again, start_small_backend
 from bench.errors import BenchError
 from bench.processes import Fleet
 from bench.report.table import Section, median, ratio, spread
-from bench.scenarios.small import contenders, warm_up
+from bench.scenarios.small import COMPARED, contenders, warm_up
 
 RATES = (10_000, 30_000)
 QUICK_RATES = (2_000,)
@@ -45,8 +45,9 @@ def run(context: Context) -> list[Section]:
         def turn(rate: int, endpoint: Endpoint) -> Sample:
             return _sample(fleet, endpoint, options.connections, rate, options.duration)
 
+        compared = [each for each in contenders(backend_name) if each.key in ("direct", *COMPARED)]
         rates = QUICK_RATES if options.quick else RATES
-        started = context.cases(fleet, contenders(backend_name), backend, partial(turn, rates[0]))
+        started = context.cases(fleet, compared, backend, partial(turn, rates[0]))
         warm_up(context, fleet, started)
         times = f"{options.connections} connections, {options.duration} s × {options.repeat}"
         return [

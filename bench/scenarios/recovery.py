@@ -1,7 +1,7 @@
 """Recovery: what a crash costs clients that go on asking. ``GET /small`` at 500/s in an open loop on 16 connections,
 6 s.
 
-After 2 s the agent or the proxy is killed (SIGKILL) and at once started again, as a supervisor would; or one of two
+After 1.5 s the agent or the proxy is killed (SIGKILL) and at once started again, as a supervisor would; or one of two
 agents under the same id is, while the other lives. "Served again" is the time from the kill to the first answer to a
 request that was due after it; "lost" counts requests whose answer was cut or not 200; "longest" is the longest
 latency, from when the request was due. A client that is refused dials again every 5 ms and loses nothing by it: its
@@ -26,7 +26,9 @@ from bench.report.table import Row, Section, highest, median
 
 CONTENDERS = {"backstream-app": ("backstream, ASGI app", []), "backstream-seed": ("…, seed wire", ["--wire", "seed"])}
 VICTIMS = {"agent": "agent killed", "one": "one of two agents killed", "proxy": "proxy killed"}
-RATE, CONNECTIONS, SECONDS, KILL_AFTER = 500, 16, 6, 2.0
+RATE, CONNECTIONS, SECONDS, KILL_AFTER = 500, 16, 5, 1.5
+TURNS = 2
+"""Of each; most of a turn is waiting."""
 _APP = ("--app", "bench.services.app:app")
 
 _COLUMNS = [
@@ -50,8 +52,9 @@ def run(context: Context) -> list[Section]:
             for victim, what in VICTIMS.items():
                 row = Row(f"{key}:{victim}", f"{name}, {what}", skipped=None if command() else INSTALL)
                 cases.append(Case(row, None if row.skipped else partial(_turn, context, victim, flags)))
-    title = f"GET /small at {RATE}/s in an open loop, {CONNECTIONS} connections, {SECONDS} s × {context.options.repeat}"
-    return [Section("recovery", title, _COLUMNS, context.take_turns("recovery", cases))]
+    repeat = min(context.options.repeat, TURNS)
+    title = f"GET /small at {RATE}/s in an open loop, {CONNECTIONS} connections, {SECONDS} s × {repeat}"
+    return [Section("recovery", title, _COLUMNS, context.take_turns("recovery", cases, repeat=repeat))]
 
 
 def _turn(context: Context, victim: str, flags: Sequence[str]) -> Sample:

@@ -1,7 +1,8 @@
 """Small requests: ``GET /small`` over 64 kept connections in a closed loop, through everyone; then over 1 and 512.
 
-The service is nginx answering 14 bytes by itself, or the same in the agent's process. CPU is that of the
-load's window, divided by the requests answered in it; the peak is VmHWM since the process began.
+Over 1 and 512 nginx, the ASGI application and the upstream take part. The service is nginx answering 14 bytes by
+itself, or the same in the agent's process. CPU is that of the load's window, divided by the requests answered in it;
+the peak is VmHWM since the process began.
 """
 
 from functools import partial
@@ -14,6 +15,9 @@ from bench.errors import BenchError
 from bench.load import client_name, load
 from bench.processes import Fleet
 from bench.report.table import Section, standard_columns
+
+COMPARED = ("nginx", "backstream-app", "backstream-upstream")
+"""Keys of the contenders whose requests are looked at more closely, here and in rate.py."""
 
 
 def contenders(backend_name: str) -> list[Contender]:
@@ -39,16 +43,20 @@ def run(context: Context) -> list[Section]:
 
         started = context.cases(fleet, contenders(backend_name), backend, partial(turn, options.connections))
         warm_up(context, fleet, started)
+        fewer = [case for case in started if case.row.key in COMPARED]
         return [
             Section(
                 "small" if connections == options.connections else f"small-{connections}",
                 f"GET /small, {client_name()}, {connections} connection{'s' * (connections > 1)}, "
                 f"{options.duration} s × {options.repeat}, upstream service: {backend_name}",
                 standard_columns("req/s", "µs/req", latency=True),
-                context.take_turns(f"small, {connections}", again(started, partial(turn, connections))),
+                context.take_turns(f"small, {connections}", again(cases, partial(turn, connections))),
                 "nginx",
             )
-            for connections in (options.connections, *options.other_connections)
+            for connections, cases in (
+                (options.connections, started),
+                *((other, fewer) for other in options.other_connections),
+            )
         ]
 
 

@@ -4,8 +4,8 @@ Two network namespaces are joined by a line of 1 Gbit/s (services/line.py) with 
 the near one is the client, in the far one the service. ``tcp`` is the client at the service itself, across the line.
 For backstream the proxy is near and the agent far, with the application in its process: the line lies between proxy
 and agent, and all streams share one TCP connection there. Bodies are endless and chunked. Nothing is counted until
-windows have had 2 s and 20 round trips to grow; then bytes are counted where they arrive, for 2 s and 10 round trips.
-The kernel's limits of buffers and its congestion control are this machine's; what TCP remembers of earlier
+windows have had 1.5 s and 15 round trips to grow; then bytes are counted where they arrive, for 1.5 s and 8 round
+trips. The kernel's limits of buffers and its congestion control are this machine's; what TCP remembers of earlier
 connections is not used. One turn each: it is the line's loss that differs between turns, and it is the same each
 time.
 """
@@ -189,7 +189,7 @@ class _Line:
                     raise
 
     def flood(self, host: str, direction: str, streams: int) -> Sample:
-        settle, seconds = 2 + 20 * self._seconds, 2 + 10 * self._seconds
+        settle, seconds = 1.5 + 15 * self._seconds, 1.5 + 8 * self._seconds
         begin = [*self._near, *RAW]
         with flood(self._fleet, PORT, direction, streams, begin=begin, host=host, settle=settle) as end:
             time.sleep(settle)

@@ -36,6 +36,7 @@ cdef struct Way:
     int64_t head            # counts up; its slot is the remainder
     int64_t tail
     int64_t free_at         # ns: when the last byte of what waits has been sent
+    uint64_t random         # what the next number is made from
     int64_t carried
     int64_t lost            # at random
     int64_t overflowed      # found the queue full
@@ -67,17 +68,18 @@ cdef class Line:
     cdef Way ways[2]
     cdef int64_t delay, queue
     cdef double rate
-    cdef uint64_t limit, state
+    cdef uint64_t limit
 
     def __cinit__(self, int one, int other, int64_t delay_ns, double loss, double rate, int64_t queue, uint64_t seed):
         cdef int i
         # Twice what can be under way in full packets, since acknowledgements are smaller.
         cdef int64_t slots = 4096 + 2 * <int64_t>((rate * delay_ns / 1e9 + queue) / 1500)
-        self.delay, self.queue, self.rate, self.state = delay_ns, queue, rate, seed
+        self.delay, self.queue, self.rate = delay_ns, queue, rate
         self.limit = <uint64_t>(loss * 18446744073709549568.0)
         for i in range(2):
             self.ways[i].source, self.ways[i].target = (one, other) if i == 0 else (other, one)
             self.ways[i].slots = slots
+            self.ways[i].random = seed + i
             self.ways[i].packets = <Packet*>calloc(slots, sizeof(Packet))
             self.ways[i].data = <char*>malloc(slots * SLOT)
             if self.ways[i].packets == NULL or self.ways[i].data == NULL:
@@ -146,7 +148,7 @@ cdef class Line:
             size = read(way.source, way.data + slot * SLOT, SLOT)
             if size < 0:
                 return count if errno == EAGAIN or errno == EINTR else -errno
-            if self.limit and _random(&self.state) < self.limit:
+            if self.limit and _random(&way.random) < self.limit:
                 way.lost += 1
                 continue
             begin = max(now, way.free_at)
