@@ -23,6 +23,7 @@ LOST, UNANSWERED = -1, -2
 @contextmanager
 def serving(answer: Callable[[int], bytes | None]) -> Iterator[int]:
     """A server for one connection at a time: what `answer` says to the n-th request, None to close; yields its port."""
+    clients: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -32,6 +33,7 @@ def serving(answer: Callable[[int], bytes | None]) -> Iterator[int]:
                     client, _ = listener.accept()
                 except OSError:
                     return
+                clients.append(client)
                 with client, suppress(ConnectionError):
                     while request := client.recv(len(MESSAGE), socket.MSG_WAITALL):
                         assert request == MESSAGE
@@ -46,8 +48,13 @@ def serving(answer: Callable[[int], bytes | None]) -> Iterator[int]:
         try:
             yield listener.getsockname()[1]
         finally:
+            # Whichever it waits at: the next request of a client that is still there, or the next client.
             listener.shutdown(socket.SHUT_RDWR)
+            for client in clients:
+                with suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)
             thread.join(10)
+            assert not thread.is_alive()
 
 
 def run(port: int, count: int, *, connections: int = 1, grace: float = 10.0) -> Sequence[int]:
