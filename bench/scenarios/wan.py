@@ -57,17 +57,18 @@ class Cell:
 
 
 CELLS = [Cell(20, 0), Cell(100, 0, (1, 16)), Cell(250, 0), Cell(100, 0.1), Cell(100, 1, (1, 16))]
-QUICK_CELLS = [Cell(100, 0)]
+QUICK_CELLS = [Cell(20, 0)]
 CONTENDERS = {"tcp": "plain TCP", "backstream-app": "backstream, ASGI app"}
 DIRECTIONS = {"down": "download", "up": "upload"}
 
 
-def _of_tcp(row: Row, section: Section) -> float | None:
+def of_tcp(row: Row, section: Section) -> float | None:
+    """A contender's part of what plain TCP reaches in the same cell."""
     contender, _, cell = row.key.partition(":")
     return None if contender == "tcp" else section.ratio(row.key, "rate", f"tcp:{cell}")
 
 
-_COLUMNS = [median("MiB/s", "rate", 1), Column("× TCP", lambda row, section: number(_of_tcp(row, section), 2))]
+_COLUMNS = [median("MiB/s", "rate", 1), Column("× TCP", lambda row, section: number(of_tcp(row, section), 2))]
 
 
 def run(context: Context) -> list[Section]:
