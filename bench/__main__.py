@@ -20,10 +20,27 @@ from bench.errors import BenchError
 from bench.machine import describe
 from bench.report import targets
 from bench.report.table import Section, render
-from bench.scenarios import agents, bulk, idle, memory, mixed, small, sse, stalled, tls, websocket
+from bench.scenarios import (
+    agents,
+    bulk,
+    connections,
+    idle,
+    memory,
+    mixed,
+    rate,
+    recovery,
+    small,
+    sse,
+    stalled,
+    tls,
+    wan,
+    websocket,
+    wire,
+)
 
 MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "small": small.run,
+    "rate": rate.run,
     "bulk": bulk.run,
     "mixed": mixed.run,
     "websocket": websocket.run,
@@ -33,6 +50,10 @@ MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "stalled": stalled.run,
     "idle": idle.run,
     "tls": tls.run,
+    "connections": connections.run,
+    "wire": wire.run,
+    "recovery": recovery.run,
+    "wan": wan.run,
 }
 
 
@@ -54,7 +75,7 @@ def _arguments() -> argparse.Namespace:
         help="only contenders whose key has this part (direct, nginx, backstream-app, …), may be repeated",
     )
     parser.add_argument("--repeat", type=_positive, metavar="N", help="turns of each contender (3; 1 with --quick)")
-    parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of each turn (5; 1 with --quick)")
+    parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of each turn (2; 1 with --quick)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     return parser.parse_args()
 

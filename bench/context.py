@@ -28,12 +28,14 @@ class Options:
     """How much to measure."""
 
     quick: bool = False
-    duration: int = 5
+    duration: int = 2
     """Seconds of load in each turn."""
     repeat: int = 3
     """Turns of each contender."""
     bulk_bytes: int = GIB
     connections: int = 64
+    other_connections: Sequence[int] = (1, 512)
+    """Numbers of connections that small requests are measured with besides."""
     agents: Sequence[int] = (1, 100, 10_000)
     idle: int = 10_000
     """Idle agents, and clients, whose cost is measured."""
@@ -54,6 +56,7 @@ class Options:
                 duration=1,
                 repeat=1,
                 bulk_bytes=64 * MIB,
+                other_connections=(1,),
                 agents=(1, 100),
                 idle=1000,
                 stalled=200,
@@ -88,6 +91,18 @@ def in_states(cases: Sequence[Case], states: Mapping[str, str], turn: Callable[[
             row.skipped, row.failed = case.row.skipped, case.row.failed
             found.append(Case(row, partial(turn, state, case.endpoint) if case.endpoint else None))
     return found
+
+
+def again(cases: Sequence[Case], turn: Callable[[Endpoint], Sample]) -> list[Case]:
+    """The same contenders, as they run, for another measurement."""
+    return [
+        Case(
+            Row(case.row.key, case.row.name, skipped=case.row.skipped, failed=case.row.failed),
+            partial(turn, case.endpoint) if case.endpoint else None,
+            case.endpoint,
+        )
+        for case in cases
+    ]
 
 
 @dataclass(slots=True)
@@ -147,9 +162,10 @@ class Context:
         self.failures.append(f"{row.name}: {error}")
         self.say(f"  {row.name}: FAILED: {error}")
 
-    def take_turns(self, title: str, cases: Sequence[Case]) -> list[Row]:
-        """Every case in turn, as often as the options say; one that fails is left out from then on."""
-        for number in range(1, self.options.repeat + 1):
+    def take_turns(self, title: str, cases: Sequence[Case], *, repeat: int | None = None) -> list[Row]:
+        """Every case in turn, as often as the options say or `repeat`; one that fails is left out from then on."""
+        repeat = repeat or self.options.repeat
+        for number in range(1, repeat + 1):
             for case in cases:
                 if case.turn is None or case.row.failed:
                     continue
@@ -161,7 +177,7 @@ class Context:
                 case.row.add(sample)
                 rate = sample.get("rate")
                 told = "" if rate is None else f": {rate:,.0f}"
-                self.say(f"  {title} {number}/{self.options.repeat}, {case.row.name}{told}")
+                self.say(f"  {title} {number}/{repeat}, {case.row.name}{told}")
         return [case.row for case in cases]
 
 

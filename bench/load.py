@@ -1,15 +1,22 @@
-"""Closed-loop load of small requests: wrk where it is installed, else the built-in client (clients/closed_loop.py)."""
+"""Load of small requests in a closed loop, by wrk where it is installed, else by the built-in client
+(clients/closed_loop.py); and endless bodies beside what is measured.
+"""
 
 import json
 import resource
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from bench.errors import BenchError
-from bench.processes import Fleet
-from bench.routes import CLIENT_ID, CLIENT_ID_HEADER
+from bench.processes import Fleet, finish, read_line
+from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, MIB
+
+RAW = [sys.executable, "-m", "bench.clients.raw"]
+"""Begins a command line of clients/raw.py."""
 
 _SCRIPT = """\
 done = function(summary, latency, requests)
@@ -30,12 +37,16 @@ def client_name() -> str:
     return "the built-in client, slower than wrk (install it: apt-get install wrk)"
 
 
-def load(fleet: Fleet, port: int, connections: int, seconds: int, *, ca: str = "") -> dict[str, float]:
+def load(
+    fleet: Fleet, port: int, connections: int, seconds: int, *, ca: str = "", fresh: bool = False
+) -> dict[str, float]:
     """Requests, seconds, p50 and p99 in µs, the client's CPU seconds. BenchError if a request failed.
 
-    With a `ca` the load comes over TLS (wrk does not verify it).
+    With a `ca` the load comes over TLS (wrk does not verify it). fresh: a new connection for each request, which only
+    wrk can do.
     """
     wrk = shutil.which("wrk")
+    assert wrk or not fresh
     before = _children_cpu()
     if wrk:
         argv = [
@@ -48,6 +59,7 @@ def load(fleet: Fleet, port: int, connections: int, seconds: int, *, ca: str = "
             *_wrk_script(fleet.directory),
         ]
         scheme = "https" if ca else "http"
+        argv += ["-H", "Connection: close"] * fresh
         argv += ["-H", f"{CLIENT_ID_HEADER}: {CLIENT_ID}", f"{scheme}://127.0.0.1:{port}/small"]
     else:
         argv = [
@@ -65,6 +77,36 @@ def load(fleet: Fleet, port: int, connections: int, seconds: int, *, ca: str = "
         raise BenchError(f"{result['errors']:.0f} of {result['requests']:.0f} requests failed")
     result["cpu_seconds"] = _children_cpu() - before
     return result
+
+
+@contextmanager
+def flood(
+    fleet: Fleet,
+    port: int,
+    direction: str,
+    streams: int,
+    *,
+    begin: list[str] | None = None,
+    host: str = "127.0.0.1",
+    settle: float = 0.0,
+) -> Iterator[Callable[[], float]]:
+    """Endless bodies ``down`` or ``up``, all of them under way while the block runs.
+
+    Yields a function that ends them and returns their MiB/s together, counted `settle` seconds after all had begun.
+    begin: what the command line of their client begins with instead of RAW.
+    """
+    argv = [*(begin or RAW), "flood", str(port), direction, "--streams", str(streams)]
+    client = fleet.spawn("flood", [*argv, "--host", host, "--settle", str(settle)], pipes=True)
+    try:
+        read_line(client, timeout=30)
+
+        def end() -> float:
+            result = json.loads(finish(client))
+            return float(result["bytes"] / MIB / result["seconds"])
+
+        yield end
+    finally:
+        fleet.stop(client)
 
 
 def _wrk_script(directory: Path) -> list[str]:

@@ -97,6 +97,10 @@ class Fleet:
         spawned.stop()
         self._running.remove(spawned)
 
+    def log(self, pid: int) -> Path:
+        """Where a process of the fleet writes to."""
+        return next(spawned.log for spawned in self._running if spawned.pid == pid)
+
     def kill(self, pid: int) -> None:
         """SIGKILL to a process of the fleet, as a crash."""
         for spawned in [each for each in self._running if each.pid == pid]:

@@ -1,10 +1,11 @@
 """What every contender serves, however it is built, and how the clients ask for it.
 
-``GET /small`` (14 bytes), ``GET /bytes/N`` (Content-Length), ``GET /chunked/N`` (N bytes, no length),
-``GET /endless`` (chunked, until the client leaves), ``GET /events`` (a Server-Sent Event every 5 ms with
-the time at which it was made, until the client leaves), ``POST /sink`` (answers with the number of bytes
-received), ``POST /stall/N`` (reads nothing and answers nothing for N seconds), ``GET /echo`` (a WebSocket whose
-messages, of up to 125 bytes, come back). Imported by processes under measurement: keep it free of imports.
+``GET /small`` (14 bytes), ``GET /bytes/N`` (Content-Length), ``GET /chunked/N`` (N bytes, no length), ``GET
+/endless`` (chunked, until the client leaves), ``GET /events`` (a Server-Sent Event every 5 ms with the time at which
+it was made, until the client leaves; ``/events/N``: N of them), ``POST /sink`` (answers with the number of bytes
+received), ``GET /received`` (the bytes that all sinks of the process have received so far, and the time), ``POST
+/stall/N`` (reads nothing and answers nothing for N seconds), ``GET /echo`` (a WebSocket whose messages, of up to 125
+bytes, come back). Imported by processes under measurement: keep it free of imports.
 """
 
 from time import monotonic_ns
@@ -18,6 +19,11 @@ GIB = 1 << 30
 EVENT_SECONDS = 0.005
 ENDLESS = 1 << 50
 """Bytes; no run gets to its end."""
+
+
+def received(count: int) -> bytes:
+    """What ``/received`` answers: bytes, and nanoseconds by the clock that all processes of a machine share."""
+    return b"%d %d" % (count, monotonic_ns())
 
 
 def event() -> bytes:

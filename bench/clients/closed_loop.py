@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import cast
 
 from bench.aio import run
+from bench.clients.percentiles import percentiles
 from bench.clients.raw import request
 from bench.routes import SMALL
 
@@ -54,14 +55,8 @@ class _Client(asyncio.Protocol):
 
 
 def summary(latencies: list[float], seconds: float) -> dict[str, float]:
-    """What a client prints of its run: its length in seconds, the median and p99 in microseconds."""
-    latencies.sort()
-    count = len(latencies)
-    return {
-        "seconds": seconds,
-        "p50": latencies[count // 2] * 1e6 if count else 0,
-        "p99": latencies[min(count - 1, count * 99 // 100)] * 1e6 if count else 0,
-    }
+    """What a client prints of its run: its length in seconds, the percentiles of latencies in microseconds."""
+    return {"seconds": seconds, **percentiles(latencies)}
 
 
 async def load(port: int, connections: int, seconds: float, ca: str = "") -> None:

@@ -1,10 +1,13 @@
 """The bench's clients on raw sockets, each a process of its own: ``python -m bench.clients.raw WHAT PORT …``.
 
-bulk       one body down or up, sized or chunked; every byte counted
-flood      many endless bodies at once in one direction, until standard input closes
+bulk       one body down or up, sized or chunked, or several, so many at once; every byte counted
+flood      many endless bodies at once in one direction, until standard input closes; counted from a while
+           after all have begun
+received   how many bytes the service's sinks have received so far, and when it said so
 probe      small requests at a low rate on one connection, each one's latency; with a duration of 0 until
            standard input closes
 events     asks for Server-Sent Events; how long after it was made each arrives
+first      asks for one Server-Sent Event, again and again; how long until its first byte
 stall      asks for an endless download and never reads it, until standard input closes
 stalls     the same COUNT times over, every other time an upload that the service does not read
 
@@ -14,6 +17,7 @@ way).
 
 import argparse
 import json
+import math
 import re
 import select
 import selectors
@@ -21,9 +25,12 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from bench.aio import allow_open_files
 from bench.clients.framing import ChunkCounter
+from bench.clients.percentiles import percentiles
 from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, SMALL
 
 _BUFFER = bytearray(1 << 20)
@@ -36,9 +43,9 @@ _TIMEOUT = 15.0
 """Seconds that a socket may be silent before the client gives up."""
 
 
-def connect(port: int, ca: str | None = None) -> socket.socket:
+def connect(port: int, ca: str | None = None, host: str = "127.0.0.1") -> socket.socket:
     """A connection, over TLS if there is a CA to verify it with."""
-    client = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT)
+    client = socket.create_connection((host, port), timeout=_TIMEOUT)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return ssl.create_default_context(cafile=ca).wrap_socket(client, server_hostname="127.0.0.1") if ca else client
 
@@ -138,19 +145,32 @@ def _upload_pieces(size: int, *, chunked: bool) -> Iterator[bytes | memoryview]:
         yield (b"%x\r\n%b\r\n" % (rest, bytes(rest)) if rest else b"") + b"0\r\n\r\n"
 
 
-def bulk(port: int, direction: str, size: int, *, chunked: bool, ca: str | None = None) -> dict[str, float]:
-    transfer = download if direction == "down" else upload
+def bulk(
+    port: int, direction: str, size: int, *, chunked: bool, ca: str | None = None, streams: int = 1, bodies: int = 0
+) -> dict[str, float]:
+    """`size` bytes in so many bodies, or in one for each of the streams."""
+    bodies = bodies or streams
+    transfer = partial(download if direction == "down" else upload, port, chunked=chunked, ca=ca)
     cpu, begin = time.process_time(), time.perf_counter()
-    count = transfer(port, size, chunked=chunked, ca=ca)
+    # A thread for each: what they do all the time is copy in the kernel, without the interpreter's lock.
+    with ThreadPoolExecutor(streams) as pool:
+        count = sum(pool.map(transfer, [size // bodies] * bodies))
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     if count != size:
         raise ConnectionError(f"{count} bytes arrived of {size}")
     return {"bytes": count, "seconds": seconds, "cpu_seconds": cpu}
 
 
-def flood(port: int, direction: str, streams: int) -> dict[str, float]:
-    """Endless bodies on `streams` connections, each as fast as it goes."""
-    clients = [connect(port) for _ in range(streams)]
+def received(port: int, host: str) -> dict[str, int]:
+    with connect(port, host=host) as client:
+        client.sendall(request("GET", "/received"))
+        count, nanoseconds = Answer(client).receive_text().split()
+        return {"bytes": int(count), "nanoseconds": int(nanoseconds)}
+
+
+def flood(port: int, direction: str, streams: int, settle: float, host: str) -> dict[str, float]:
+    """Endless bodies on `streams` connections, as fast as they go; counted `settle` seconds after all have begun."""
+    clients = [connect(port, host=host) for _ in range(streams)]
     downloads = direction == "down"
     with selectors.DefaultSelector() as selector:
         selector.register(0, selectors.EVENT_READ)
@@ -165,7 +185,10 @@ def flood(port: int, direction: str, streams: int) -> dict[str, float]:
         total = 0
         waiting = set(clients)
         begin = time.perf_counter()
+        settled_at = math.inf
         while True:
+            if settled_at <= time.perf_counter():
+                total, begin, settled_at = 0, time.perf_counter(), math.inf
             for key, _ in selector.select(_TIMEOUT):
                 if key.fileobj == 0:
                     return {"bytes": total, "seconds": time.perf_counter() - begin}
@@ -186,7 +209,7 @@ def flood(port: int, direction: str, streams: int) -> dict[str, float]:
                     waiting.discard(client)
                     if not waiting:
                         print("ready", flush=True)
-                        total, begin = 0, time.perf_counter()
+                        settled_at = time.perf_counter() + settle
 
 
 def probe(port: int, duration: float, pause: float) -> dict[str, float | int]:
@@ -205,13 +228,7 @@ def probe(port: int, duration: float, pause: float) -> dict[str, float | int]:
                 raise ConnectionError(f"answer {body[:80]!r}")
             time.sleep(pause)
         seconds = time.perf_counter() - begin
-    latencies.sort()
-    return {
-        "requests": len(latencies),
-        "seconds": seconds,
-        "p50": latencies[len(latencies) // 2] * 1e6,
-        "p99": latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)] * 1e6,
-    }
+    return {"requests": len(latencies), "seconds": seconds, **percentiles(latencies)}
 
 
 def events(port: int, duration: float) -> dict[str, float | int]:
@@ -226,11 +243,27 @@ def events(port: int, duration: float) -> dict[str, float | int]:
             if not data:
                 raise ConnectionError(f"the events ended after {len(delays)}: {pending[:200]!r}")
             pending += data
-            delays += [(now - int(made)) / 1e3 for made in re.findall(rb"data: (\d+)\n\n", pending)]
+            delays += [(now - int(made)) / 1e9 for made in re.findall(rb"data: (\d+)\n\n", pending)]
             pending = pending[pending.rfind(b"\n\n") + 2 :] if b"\n\n" in pending else pending
-    delays.sort()
-    count = len(delays)
-    return {"events": count, "p50": delays[count // 2], "p99": delays[min(count - 1, count * 99 // 100)]}
+    return {"events": len(delays), **percentiles(delays)}
+
+
+def first(port: int, duration: float) -> dict[str, float | int]:
+    """How long from a request of one event to the event, on a kept connection."""
+    latencies: list[float] = []
+    with connect(port) as client:
+        begin = time.perf_counter()
+        while (now := time.perf_counter()) - begin < duration:
+            client.sendall(request("GET", "/events/1"))
+            answer = Answer(client)
+            answer.receive_head()
+            while not answer.body:
+                answer.receive_some()
+            latencies.append(time.perf_counter() - now)
+            while not answer.done:
+                answer.receive_some()
+            time.sleep(0.001)
+    return {"requests": len(latencies), **percentiles(latencies)}
 
 
 def _stdin_closed() -> bool:
@@ -296,33 +329,50 @@ def stalls(port: int, count: int) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.clients.raw")
     commands = parser.add_subparsers(dest="what", required=True)
-    for name in ("bulk", "flood", "probe", "events", "stall", "stalls"):
+    for name in ("bulk", "flood", "received", "probe", "events", "first", "stall", "stalls"):
         command = commands.add_parser(name)
         command.add_argument("port", type=int)
+        if name in ("flood", "received"):
+            command.add_argument("--host", default="127.0.0.1")
         if name in ("bulk", "flood"):
             command.add_argument("direction", choices=["down", "up"])
         if name == "bulk":
             command.add_argument("size", type=int)
             command.add_argument("--chunked", action="store_true")
             command.add_argument("--ca", help="over TLS, verified with this file")
+            command.add_argument("--streams", type=int, default=1)
+            command.add_argument("--bodies", type=int, default=0)
         elif name == "stalls":
             command.add_argument("count", type=int)
         elif name == "flood":
             command.add_argument("--streams", type=int, default=8)
-        elif name in ("probe", "events"):
+            command.add_argument("--settle", type=float, default=0.0)
+        elif name in ("probe", "events", "first"):
             command.add_argument("--duration", type=float, default=5.0)
             if name == "probe":
                 command.add_argument("--pause", type=float, default=0.001)
     args = parser.parse_args()
     result: object
     if args.what == "bulk":
-        result = bulk(args.port, args.direction, args.size, chunked=args.chunked, ca=args.ca)
+        result = bulk(
+            args.port,
+            args.direction,
+            args.size,
+            chunked=args.chunked,
+            ca=args.ca,
+            streams=args.streams,
+            bodies=args.bodies,
+        )
     elif args.what == "flood":
-        result = flood(args.port, args.direction, args.streams)
+        result = flood(args.port, args.direction, args.streams, args.settle, args.host)
+    elif args.what == "received":
+        result = received(args.port, args.host)
     elif args.what == "probe":
         result = probe(args.port, args.duration, args.pause)
     elif args.what == "events":
         result = events(args.port, args.duration)
+    elif args.what == "first":
+        result = first(args.port, args.duration)
     elif args.what == "stalls":
         result = stalls(args.port, args.count)
     else:

@@ -41,7 +41,7 @@ http {{
 _UPSTREAM = """\
 upstream backend {{
     server 127.0.0.1:{port};
-    keepalive 256;
+    keepalive 1024;
     keepalive_requests 1000000000;
   }}"""
 

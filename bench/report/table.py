@@ -98,12 +98,12 @@ def ratio(heading: str, name: str) -> Column:
     return Column(heading, lambda row, section: number(section.ratio(row.key, name), 2))
 
 
-def standard_columns(rate: str, cpu: str, *, latency: bool) -> list[Column]:
+def standard_columns(rate: str, cpu: str, *, latency: bool, reference: str = "nginx") -> list[Column]:
     """Rate, its spread and ratio, latencies, CPU per unit for each process, and peak memory."""
     return [
         median(rate, "rate"),
         spread("rate"),
-        ratio("× nginx", "rate"),
+        ratio(f"× {reference}", "rate"),
         *((median("p50 µs", "p50"), median("p99 µs", "p99")) if latency else ()),
         *(median(f"{role} {cpu}", f"cpu.{role}", 1) for role in ("proxy", "agent", "service", "client")),
         *(highest(f"{role} peak MiB", f"peak.{role}", 1) for role in ("proxy", "agent")),

@@ -1,8 +1,9 @@
-"""Bulk: one stream that carries 1 GiB (64 MiB with --quick), down and up, with a Content-Length and chunked.
+"""Bulk: one stream that carries 1 GiB (64 MiB with --quick), down and up, with a Content-Length and chunked; then 16
+streams that carry as much together, each a sixteenth with a Content-Length.
 
 A client of a few raw sockets counts every byte (clients/raw.py); the service is bench/services/service.py, or the ASGI
 application in the agent's process. nginx has buffering off, once with its default buffer and once with
-one of 64 KiB. Time runs from the connect to the answer's last byte.
+one of 64 KiB. Time runs from the connect to the answer's last byte, of 16 from the first connect to the last of all.
 """
 
 import json
@@ -12,9 +13,9 @@ from functools import partial
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import LARGE_BUFFERS, UNBUFFERED, NginxProxy
-from bench.context import Case, Context, CpuMeter, Sample, peaks, start_bulk_backend
+from bench.context import Context, CpuMeter, Sample, again, peaks, start_bulk_backend
 from bench.processes import Fleet
-from bench.report.table import Row, Section, standard_columns
+from bench.report.table import Section, standard_columns
 from bench.routes import GIB, MIB
 
 KINDS = {
@@ -22,6 +23,11 @@ KINDS = {
     "bulk-down-chunked": "download, chunked",
     "bulk-up-sized": "upload, Content-Length",
     "bulk-up-chunked": "upload, chunked",
+}
+STREAMS = 16
+MANY = {
+    f"bulk{STREAMS}-down-sized": "download, Content-Length",
+    f"bulk{STREAMS}-up-sized": "upload, Content-Length",
 }
 
 
@@ -41,34 +47,36 @@ def contenders() -> list[Contender]:
 
 def run(context: Context) -> list[Section]:
     options = context.options
-    sections = []
     with context.fleet() as fleet:
         backend = start_bulk_backend(fleet)
 
         def turn(key: str, endpoint: Endpoint) -> Sample:
             _, direction, framing = key.split("-")
-            return bulk_sample(fleet, endpoint, direction, options.bulk_bytes, chunked=framing == "chunked")
+            streams = STREAMS if key in MANY else 1
+            chunked = framing == "chunked"
+            return bulk_sample(fleet, endpoint, direction, options.bulk_bytes, chunked=chunked, streams=streams)
 
         started = context.cases(fleet, contenders(), backend, partial(turn, "bulk-down-sized"))
-        for key, kind in KINDS.items():
-            cases = [
-                Case(
-                    Row(case.row.key, case.row.name, skipped=case.row.skipped, failed=case.row.failed),
-                    partial(turn, key, case.endpoint) if case.endpoint else None,
-                )
-                for case in started
-            ]
-            rows = context.take_turns(kind, cases)
-            title = f"{kind}, {options.bulk_bytes // MIB} MiB in one stream × {options.repeat}"
-            columns = standard_columns("MiB/s", "ms/GiB", latency=False)
-            sections.append(Section(key, title, columns, rows, "nginx"))
-    return sections
+        return [
+            Section(
+                key,
+                f"{kind}, {options.bulk_bytes // MIB} MiB in {f'{STREAMS} streams' if key in MANY else 'one stream'} "
+                f"× {options.repeat}",
+                standard_columns("MiB/s", "ms/GiB", latency=False),
+                context.take_turns(key, again(started, partial(turn, key))),
+                "nginx",
+            )
+            for key, kind in {**KINDS, **MANY}.items()
+        ]
 
 
-def bulk_sample(fleet: Fleet, endpoint: Endpoint, direction: str, size: int, *, chunked: bool) -> Sample:
-    """One transfer; `direction` is ``down`` or ``up``."""
+def bulk_sample(
+    fleet: Fleet, endpoint: Endpoint, direction: str, size: int, *, chunked: bool, streams: int = 1, bodies: int = 0
+) -> Sample:
+    """`size` bytes ``down`` or ``up`` in one body, in one for each of the `streams`, or in so many `bodies`."""
     argv = [sys.executable, "-m", "bench.clients.raw", "bulk", str(endpoint.port), direction, str(size)]
     argv += ["--ca", endpoint.ca] if endpoint.ca else []
+    argv += ["--streams", str(streams), "--bodies", str(bodies)]
     meter = CpuMeter(endpoint)
     result = json.loads(fleet.run("bulk client", argv + ["--chunked"] * chunked, timeout=60 + size / (20 * MIB)))
     return {

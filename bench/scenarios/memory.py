@@ -1,8 +1,8 @@
-"""Memory: how much the processes grow over 1 GiB each way, beside a client that does not read.
+"""Memory: how much the processes grow over an upload of 1 GiB and then a download, beside a client that does not read.
 
-That client asked for an endless download. The baseline is resident memory after half a second of small
-requests; then the stalled client begins, then bulk goes down and up (chunked, in one stream each; 64 MiB
-each with --quick). Growth is the peak (VmHWM, begun anew at the baseline) less the baseline.
+That client asked for an endless download. The baseline is resident memory after half a second of small requests; then
+the stalled client begins, then bulk goes up and then down (chunked, in one stream each; 64 MiB each with --quick).
+Growth is the peak (VmHWM, begun anew at the baseline) less the baseline; that of the upload is the one at its end.
 """
 
 import sys
@@ -39,6 +39,7 @@ def run(context: Context) -> list[Section]:
     columns = [
         *(median(f"{role} before", f"before.{role}", 1) for role in _ROLES),
         *(highest(f"{role} peak", f"peak.{role}", 1) for role in _ROLES),
+        *(highest(f"{role} growth, upload", f"upload.{role}", 1) for role in _ROLES),
         *(highest(f"{role} growth", f"growth.{role}", 1) for role in _ROLES),
     ]
     return [Section("memory", title, columns, rows, "nginx")]
@@ -67,13 +68,13 @@ class _Turn:
         stalled = fleet.spawn("stalled client", [*client, "stall", port], pipes=True)
         if read_line(stalled, timeout=15) != "ready":
             raise BenchError("the stalled client did not begin")
-        for direction in ("down", "up"):
-            bulk_sample(fleet, endpoint, direction, self._context.options.bulk_bytes, chunked=True)
         sample: Sample = {}
-        for role, pid in pids.items():
-            base, peak = mib(before[role]), mib(memory_bytes(pid, "VmHWM"))
-            sample[f"before.{role}"], sample[f"peak.{role}"] = base, peak
-            if base is not None and peak is not None:
-                sample[f"growth.{role}"] = peak - base
+        for direction, growth in (("up", "upload"), ("down", "growth")):
+            bulk_sample(fleet, endpoint, direction, self._context.options.bulk_bytes, chunked=True)
+            for role, pid in pids.items():
+                base, peak = mib(before[role]), mib(memory_bytes(pid, "VmHWM"))
+                sample[f"before.{role}"], sample[f"peak.{role}"] = base, peak
+                if base is not None and peak is not None:
+                    sample[f"{growth}.{role}"] = peak - base
         finish(stalled)
         return sample

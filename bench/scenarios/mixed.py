@@ -8,16 +8,16 @@ the same situation is beside it.
 """
 
 import json
-import sys
+from contextlib import nullcontext
 from functools import partial
 
 from bench.contenders import Contender, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, NginxProxy
 from bench.context import Context, CpuMeter, Sample, in_states, start_bulk_backend
-from bench.processes import Fleet, Spawned, finish, read_line
+from bench.load import RAW, flood
+from bench.processes import Fleet
 from bench.report.table import Column, Row, Section, median, number, ratio, spread
-from bench.routes import MIB
 
 STREAMS = 8
 STATES = {"idle": "idle", "down": f"{STREAMS} downloads", "up": f"{STREAMS} uploads"}
@@ -27,6 +27,7 @@ _COLUMNS = [
     median("p50 µs", "p50"),
     median("p99 µs", "p99"),
     spread("p99"),
+    median("p99.9 µs", "p999"),
     Column("p99 × idle", lambda row, section: number(section.ratio(row.key, "p99", f"{_contender(row)}:idle"), 1)),
     ratio("p99 × nginx idle", "p99"),
     median("proxy CPU %", "cpu.proxy"),
@@ -59,28 +60,15 @@ def run(context: Context) -> list[Section]:
 
 def mixed_sample(fleet: Fleet, endpoint: Endpoint, state: str, seconds: int) -> Sample:
     """Probe an endpoint that is ``idle``, or has bulk streams ``down`` or ``up``."""
-    client = [sys.executable, "-m", "bench.clients.raw"]
-    port = str(endpoint.port)
-    bulk: Spawned | None = None
-    if state != "idle":
-        bulk = fleet.spawn("flood", [*client, "flood", port, state, "--streams", str(STREAMS)], pipes=True)
-    try:
-        if bulk is not None:
-            read_line(bulk, timeout=15)
+    with flood(fleet, endpoint.port, state, STREAMS) if state != "idle" else nullcontext() as end:
         meter = CpuMeter(endpoint)
-        result = json.loads(
-            fleet.run("probe", [*client, "probe", port, "--duration", str(seconds)], timeout=seconds + 30)
-        )
+        argv = [*RAW, "probe", str(endpoint.port), "--duration", str(seconds)]
+        result = json.loads(fleet.run("probe", argv, timeout=seconds + 30))
         sample: Sample = {
             "rate": result["requests"] / result["seconds"],
-            "p50": result["p50"],
-            "p99": result["p99"],
+            **{name: result[name] for name in ("p50", "p99", "p999")},
             **meter.used(1e7 * result["seconds"]),
         }
-        if bulk is not None:
-            moved = json.loads(finish(bulk))
-            sample["bulk"] = moved["bytes"] / MIB / moved["seconds"]
+        if end is not None:
+            sample["bulk"] = end()
         return sample
-    finally:
-        if bulk is not None:
-            fleet.stop(bulk)

@@ -2,18 +2,21 @@
 
 The service makes an event every 5 ms that says when it was made; all processes read the same clock. "Added" is the
 99th percentile of that delay, idle or beside eight endless downloads by the same way, less the one of an idle service
-without anything between: what the service and the client themselves take is in both.
+without anything between: what the service and the client themselves take is in both. "First byte" is how long it
+takes from a request for one event, on a kept connection, to the first byte of that event, one such request after the
+other.
 """
 
 import json
-import sys
+from contextlib import nullcontext
 from functools import partial
 
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, NginxProxy
 from bench.context import Context, Sample, in_states, start_bulk_backend
-from bench.processes import Fleet, Spawned, finish, read_line
+from bench.load import RAW, flood
+from bench.processes import Fleet
 from bench.report.table import Column, Row, Section, median, number, spread
 from bench.scenarios.mixed import STREAMS
 
@@ -33,6 +36,8 @@ _COLUMNS = [
     median("p99 µs", "p99"),
     spread("p99"),
     Column("added p99 µs", lambda row, section: number(added(row, section))),
+    median("first byte p50 µs", "first.p50"),
+    median("first byte p99 µs", "first.p99"),
 ]
 
 
@@ -56,19 +61,17 @@ def run(context: Context) -> list[Section]:
 
 
 def _sample(fleet: Fleet, endpoint: Endpoint, state: str, seconds: int) -> Sample:
-    client = [sys.executable, "-m", "bench.clients.raw"]
-    port = str(endpoint.port)
-    bulk: Spawned | None = None
-    if state != "idle":
-        bulk = fleet.spawn("flood", [*client, "flood", port, state, "--streams", str(STREAMS)], pipes=True)
-    try:
-        if bulk is not None:
-            read_line(bulk, timeout=15)
-        output = fleet.run("events", [*client, "events", port, "--duration", str(seconds)], timeout=seconds + 30)
-        result = json.loads(output)
-        if bulk is not None:
-            finish(bulk)
-        return {"rate": result["events"] / seconds, "p50": result["p50"], "p99": result["p99"]}
-    finally:
-        if bulk is not None:
-            fleet.stop(bulk)
+    with flood(fleet, endpoint.port, state, STREAMS) if state != "idle" else nullcontext():
+        result, first = (
+            json.loads(
+                fleet.run(what, [*RAW, what, str(endpoint.port), "--duration", str(seconds)], timeout=seconds + 30)
+            )
+            for what, seconds in (("events", seconds), ("first", max(1, seconds // 3)))
+        )
+    return {
+        "rate": result["events"] / seconds,
+        "p50": result["p50"],
+        "p99": result["p99"],
+        "first.p50": first["p50"],
+        "first.p99": first["p99"],
+    }

@@ -5,18 +5,16 @@ file); backstream to its client, between agent and proxy, and to an upstream. Co
 the cost of bytes under TLS, not that of handshakes. With --quick only nginx and the ASGI application.
 """
 
-from functools import partial
-
 from bench.certificate import INSTALL as INSTALL_OPENSSL
 from bench.certificate import make_certificate
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import INSTALL, UNBUFFERED, NginxProxy, find_nginx
 from bench.contenders.nginx import start_service as start_nginx_service
-from bench.context import Case, Context, Sample
+from bench.context import Context, Sample, again
 from bench.load import client_name
 from bench.net import wait_until_answering
-from bench.report.table import Row, Section, standard_columns
+from bench.report.table import Section, standard_columns
 from bench.routes import MIB
 from bench.scenarios.bulk import bulk_sample
 from bench.scenarios.small import small_sample
@@ -43,13 +41,6 @@ def run(context: Context) -> list[Section]:
             return bulk_sample(fleet, endpoint, "down", options.bulk_bytes, chunked=False)
 
         small = context.cases(fleet, contenders, backend, small_turn)
-        bulk = [
-            Case(
-                Row(case.row.key, case.row.name, skipped=case.row.skipped, failed=case.row.failed),
-                partial(bulk_turn, case.endpoint) if case.endpoint else None,
-            )
-            for case in small
-        ]
         times = f"× {options.repeat}, TLS on every leg"
         return [
             Section(
@@ -63,7 +54,7 @@ def run(context: Context) -> list[Section]:
                 "tls-bulk",
                 f"download, Content-Length, {options.bulk_bytes // MIB} MiB in one stream {times}",
                 standard_columns("MiB/s", "ms/GiB", latency=False),
-                context.take_turns("tls-bulk", bulk),
+                context.take_turns("tls-bulk", again(small, bulk_turn)),
                 "nginx",
             ),
         ]

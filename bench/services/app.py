@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from bench.routes import ENDLESS, EVENT_SECONDS, SMALL, event
+from bench.routes import ENDLESS, EVENT_SECONDS, SMALL, event, received
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -12,6 +12,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 _BLOCK = bytes(65536)
 _TYPE = (b"content-type", b"application/octet-stream")
+_received = 0
+"""Bytes of all sinks."""
 
 
 def _start(*fields: tuple[bytes, bytes]) -> Message:
@@ -43,15 +45,18 @@ async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> 
         await _send_bytes(int(count or ENDLESS), send)
     elif route == "events":
         await send(_start())
-        while True:
+        left = int(count or ENDLESS)
+        while left:
+            left -= 1
             await send({"type": "http.response.body", "body": event(), "more_body": True})
-            await asyncio.sleep(EVENT_SECONDS)
+            await asyncio.sleep(EVENT_SECONDS * bool(left))
+        await send({"type": "http.response.body", "body": b""})
     elif route == "stall":
         await asyncio.sleep(int(count))
     elif route == "sink":
-        received = b"%d" % await _count(receive)
-        await send(_start(_length(len(received))))
-        await send({"type": "http.response.body", "body": received})
+        await _send_text(b"%d" % await _count(receive), send)
+    elif route == "received":
+        await _send_text(received(_received), send)
     else:
         await send({"type": "http.response.start", "status": 404, "headers": [_length(0)]})
         await send({"type": "http.response.body", "body": b""})
@@ -64,6 +69,11 @@ async def _echo(receive: Receive, send: Send) -> None:
         await send({**message, "type": "websocket.send"})
 
 
+async def _send_text(text: bytes, send: Send) -> None:
+    await send(_start(_length(len(text))))
+    await send({"type": "http.response.body", "body": text})
+
+
 async def _send_bytes(count: int, send: Send) -> None:
     while count > len(_BLOCK):
         count -= len(_BLOCK)
@@ -72,11 +82,14 @@ async def _send_bytes(count: int, send: Send) -> None:
 
 
 async def _count(receive: Receive) -> int:
+    global _received
     total = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ConnectionError(f"client left after {total} bytes")
-        total += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        total += size
+        _received += size
         if not message.get("more_body", False):
             return total

@@ -1,8 +1,8 @@
 """The service behind everybody where bodies are large: routes.py over a raw protocol, with next to no cost
 per byte.
 
-``python -m bench.services.service PORT`` serves 127.0.0.1 until it is killed, with a second number in TCP segments of
-at most so many bytes. Not an HTTP server: it trusts its few clients.
+``python -m bench.services.service PORT`` serves every address of this machine until it is killed, with a second
+number in TCP segments of at most so many bytes. Not an HTTP server: it trusts its few clients.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import cast
 
 from bench.aio import RECEIVE_BUFFER, allow_open_files, run
 from bench.clients.framing import ChunkCounter
-from bench.routes import ENDLESS, EVENT_SECONDS, SMALL, event
+from bench.routes import ENDLESS, EVENT_SECONDS, SMALL, event, received
 from bench.services import echo
 
 _BLOCK = memoryview(bytes(1 << 18))
@@ -33,6 +33,9 @@ _RECEIVED = memoryview(RECEIVE_BUFFER)
 
 class Connection(asyncio.BufferedProtocol):
     """One client, one request at a time."""
+
+    received = 0
+    """Bytes of all sinks."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport
@@ -65,10 +68,13 @@ class Connection(asyncio.BufferedProtocol):
                 step = min(self._body_left, nbytes - position)
                 self._body_left -= step
                 position += step
+                Connection.received += step
                 if not self._body_left:
                     self._answer_sink(self._body_size)
             elif self._chunks is not None:
+                before = self._chunks.body
                 position = self._chunks.feed(RECEIVE_BUFFER, position, nbytes)
+                Connection.received += self._chunks.body - before
                 if self._chunks.done:
                     self._answer_sink(self._chunks.body)
                     self._chunks = None
@@ -106,6 +112,8 @@ class Connection(asyncio.BufferedProtocol):
             asyncio.get_running_loop().call_later(int(count), self._transport.abort)
         elif method == "POST" and route == "sink":
             self._begin_sink(fields)
+        elif route == "received":
+            self._transport.write(_sized(received(Connection.received)))
         elif route == "small":
             self._transport.write(_SMALL)
         elif route == "bytes":
@@ -113,19 +121,22 @@ class Connection(asyncio.BufferedProtocol):
             self._send(int(count), chunked=False)
         elif route == "events":
             self._transport.write(_CHUNKED_HEAD)
-            self._send_event()
+            self._send_event(int(count or ENDLESS))
         elif route in ("chunked", "endless"):
             self._transport.write(_CHUNKED_HEAD)
             self._send(int(count or ENDLESS), chunked=True)
         else:
             self._transport.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
 
-    def _send_event(self) -> None:
+    def _send_event(self, left: int) -> None:
         if self._transport.is_closing():
             return
         data = event()
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        asyncio.get_running_loop().call_later(EVENT_SECONDS, self._send_event)
+        if left == 1:
+            self._transport.write(_LAST_CHUNK)
+        else:
+            asyncio.get_running_loop().call_later(EVENT_SECONDS, self._send_event, left - 1)
 
     def _begin_sink(self, fields: list[bytearray]) -> None:
         if any(field.startswith(b"transfer-encoding:") for field in fields):
@@ -178,7 +189,7 @@ async def serve(port: int, segment: int) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if segment:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
-    listener.bind(("127.0.0.1", port))
+    listener.bind(("", port))
     server = await asyncio.get_running_loop().create_server(Connection, sock=listener, backlog=4096)
     await server.serve_forever()
 
