@@ -1,6 +1,7 @@
 from libc.stdint cimport uint64_t
 
 from backstream._flow cimport BudgetShare, WindowBudget
+from backstream._slow_readers cimport SlowReaders
 from backstream._websocket cimport SessionLink
 
 
@@ -8,6 +9,7 @@ cdef enum Wait:
     WAIT_NONE = 0           # nothing to wait for
     WAIT_ROOM = 1           # an agent's transport is full for the moment
     WAIT_AGENT = 2          # the agent is away for the moment
+    WAIT_PLACE = 3          # the agent is still at work for a stream that was cut off to make room
 
 
 cdef class AgentLink(SessionLink):
@@ -32,9 +34,15 @@ cdef class AgentLink(SessionLink):
         dict waiting                    # exchanges, in order, that wait for room on this session and no other
         bint serving                    # `_serve_waiting` runs
         bint announced                  # it was told of as connected
+        # clients of its streams
+        SlowReaders slow_readers
+        double cleared_at               # when some were cut off last
 
     cdef bint only_congested(self) noexcept
     cdef bint takes_streams(self) noexcept
+    cdef bint is_full(self) noexcept
+    cdef bint make_room(self, double now) except -1
+    cdef bint is_clearing(self) noexcept
     cdef int _serve_waiting(self) except -1
 
 
@@ -53,6 +61,7 @@ cdef class AgentGroup:
     cdef int moved(self, AgentLink link) except -1
     cdef bint _before(self, AgentLink a, AgentLink b) noexcept
     cdef bint only_congested(self) noexcept
+    cdef AgentLink make_room(self)
     cdef int serve_waiting(self, AgentTable table) except -1
     cdef int _up(self, int index) except -1
     cdef int _down(self, int index) except -1
@@ -78,6 +87,7 @@ cdef class AgentTable:
         object _emptied                 # an asyncio.Event
 
     cdef AgentLink pick(self, bytes client_id, AgentLink other_than)
+    cdef AgentLink make_room(self, bytes client_id, AgentLink only)
     cdef Wait wait(self, object exchange, bytes client_id, AgentLink only) except *
     cdef int stop_waiting(self, object exchange, bytes client_id, AgentLink only, Wait reason) except -1
     cdef int leave(self, AgentLink link) except -1

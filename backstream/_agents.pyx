@@ -10,12 +10,15 @@ import time
 from collections import OrderedDict
 from datetime import datetime, timezone
 
+from libc.stdint cimport uint32_t
+
 from backstream._flow cimport BudgetShare, WindowBudget
 from backstream._loop cimport LoopState, monotonic
 from backstream._session cimport Session, Stream, StreamHandler
 from backstream._codec cimport RequestHead
 from backstream._seed_link cimport speak_seed
 from backstream._seed_session cimport SeedSession
+from backstream._slow_readers cimport SlowReader, SlowReaders
 from backstream._websocket cimport SessionLink
 
 import os
@@ -31,8 +34,10 @@ cdef enum:
     REFUSED = 7
     NOT_CARRIED = 258
     SEEN_IDS = 65536
+    ROOM_PART = 64                      # of a session's streams, one in so many may be cut off at once
 
 cdef double SEEN_SECONDS = 86400.0
+cdef double CLEARING_SECONDS = 2.0      # how long a service may be at work for a stream that was cut off
 cdef double YOUNG_SECONDS = 10.0        # after its start a proxy can't know who is only about to come back
 
 
@@ -47,6 +52,7 @@ cdef class AgentLink(SessionLink):
         self.address = address
         self._connected_at = time.time()
         self.heap_index = -1
+        self.slow_readers = SlowReaders(table.settings.min_read_rate)
         hello = Hello(
             software=SOFTWARE, instance=os.urandom(16), generation=1, initial_window=settings.initial_window,
             max_frame_size=settings.max_frame_size, max_streams=0 if wire == "native" else settings.max_streams,
@@ -128,6 +134,35 @@ cdef class AgentLink(SessionLink):
 
     cdef bint takes_streams(self) noexcept:
         return self.group is not None and self.session.can_open()
+
+    cdef bint is_full(self) noexcept:
+        """Whether the number of its streams, and nothing else, keeps it from taking another."""
+        cdef Session session = self.session
+        return (self.group is not None and session.peer_hello is not None and not session.draining
+                and not session.closed and not session.congested and session.opened >= session._peer_max_streams)
+
+    cdef bint make_room(self, double now) except -1:
+        """Cuts off clients that take next to nothing of what waits for them, those first that have waited longest.
+
+        A few at once, so that requests that come together find room; false where there is none of that kind.
+        """
+        cdef uint32_t left = max(<uint32_t>1, self.session._peer_max_streams // ROOM_PART)
+        cdef bint cut = False
+        cdef SlowReader reader
+        while left:
+            reader = self.slow_readers.take(now)
+            if reader is None:
+                break
+            if reader.cut_off(f"the client took less than {self.slow_readers.rate:g} bytes/s"):
+                cut = True
+                left -= 1
+        if cut:
+            self.cleared_at = now
+        return cut
+
+    cdef bint is_clearing(self) noexcept:
+        """Whether what it refuses may be for streams that were cut off, which its service has not left yet."""
+        return self.cleared_at > 0 and monotonic() - self.cleared_at < CLEARING_SECONDS
 
     cdef int _serve_waiting(self) except -1:
         """There is room again: lets those that wait for this session alone try, in order."""
@@ -267,6 +302,25 @@ cdef class AgentGroup:
                 return True
         return False
 
+    cdef AgentLink make_room(self):
+        """Cuts off slow readers of an agent's, where every agent has all its streams; returns the agent, or None."""
+        cdef double now = monotonic(), since, oldest
+        cdef AgentLink link, found
+        while True:
+            found = None
+            oldest = now
+            for link in self.heap:
+                since = link.slow_readers.waiting_since()
+                if 0 < since < oldest and link.is_full():
+                    found = link
+                    oldest = since
+            if found is None:
+                return None
+            if found.make_room(now):
+                return found if found.takes_streams() else None
+            if found.slow_readers.waiting_since() == oldest:
+                return None         # not even the first has waited for long enough
+
     cdef int serve_waiting(self, AgentTable table) except -1:
         """There may be room again: lets those that wait try, in order."""
         if self.serving:
@@ -368,6 +422,17 @@ cdef class AgentTable:
     cdef AgentLink pick(self, bytes client_id, AgentLink other_than):
         cdef object group = self._groups.get(client_id)
         return None if group is None else (<AgentGroup>group).best(other_than)
+
+    cdef AgentLink make_room(self, bytes client_id, AgentLink only):
+        """An agent for whose next stream slow readers were cut off, or None; only: the one that will do.
+
+        While an agent has room, or will have it once its transport has, nobody is cut off.
+        """
+        cdef AgentGroup group
+        if only is not None:
+            return only if only.is_full() and only.make_room(monotonic()) and only.takes_streams() else None
+        group = self._groups.get(client_id)
+        return None if group is None or group.only_congested() else group.make_room()
 
     cdef Wait wait(self, object exchange, bytes client_id, AgentLink only) except *:
         """Calls `exchange.try_again()` when there may be an agent for it, and says what it waits for.

@@ -3,11 +3,11 @@ from libc.stdint cimport int64_t, uint32_t
 from backstream._agents cimport AgentLink, AgentTable, Wait
 from backstream._buffer cimport Buffer
 from backstream._codec cimport ResponseHead, Trailers
-from backstream._loop cimport LoopMember
 from backstream._session cimport Stream, StreamHandler
+from backstream._slow_readers cimport SlowReader
 
 
-cdef class Responder(LoopMember):
+cdef class Responder(SlowReader):
     """A front end that takes the response to one request at a time: HTTP/1.1's server connection is one."""
     cdef int send_interim(self, const ResponseHead* head) except -1
     cdef int send_head(self, const ResponseHead* head, bint end) except -1
@@ -44,6 +44,7 @@ cdef class Exchange(StreamHandler):
         bint head_sent
         bint finished
         bint upgraded
+        bint was_held_up            # by a client that did not take its response
         int refusals
         bint lost_once
         Wait waiting
@@ -60,6 +61,7 @@ cdef class Exchange(StreamHandler):
     cdef int end(self, const Trailers* trailers) except -1
     cdef int64_t room(self) noexcept
     cdef int taken(self, int64_t count) except -1
+    cdef int held_up(self) except -1
     cdef int abandon(self, uint32_t code, str message) except -1
     cdef int deadline(self) except -1
     cdef int _open(self, AgentLink other_than) except -1

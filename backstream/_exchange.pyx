@@ -5,25 +5,28 @@ takes the response as a `Responder`. The front end's one deadline is the exchang
 
 A request is sent again only where nothing can have come of it: the agent said REFUSED or DRAINING (any method, while
 all of the body that was sent is still at hand), or its session was lost without a word (only an idempotent method
-without a body, once), and that at most `max_retries` times. Where the agent is away for the moment, or its transport
-full, the request waits for it.
+without a body, once), and that at most `max_retries` times. Where the agent is away for the moment, its transport
+full, or its service still at work for a slow reader that was cut off, the request waits for it.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from backstream._agents cimport WAIT_AGENT, WAIT_NONE, WAIT_ROOM, AgentLink
+from backstream._agents cimport WAIT_AGENT, WAIT_NONE, WAIT_PLACE, WAIT_ROOM, AgentLink
 from backstream._buffer cimport Buffer, add_piece
 from backstream._codec cimport (
     FieldArray, RequestHead, ResponseHead, Slice, Trailers, bytes_of, decode_request, encode_request,
 )
-from backstream._loop cimport LoopMember, monotonic
+from backstream._loop cimport monotonic
 from backstream._session cimport Stream, StreamHandler
+from backstream._slow_readers cimport SlowReader
 
 from backstream.errors import STATUS_OF_CODE, ErrorCode, StreamError
 
 
 # How long a request waits for a transport that is full: a loaded one has room again within milliseconds.
 cdef double CONGESTION_SECONDS = 2.0
+# A service needs a turn or two of its loop to leave a stream that was cut off.
+cdef double PLACE_SECONDS = 0.02
 # What a request has waited less than is not worth writing its head anew.
 cdef double BUDGET_STEP = 0.005
 
@@ -72,7 +75,7 @@ cdef bint _is_same_token(Slice token, bytes other) except -1:
     return bytes_of(token).lower() == other.lower()
 
 
-cdef class Responder(LoopMember):
+cdef class Responder(SlowReader):
 
     cdef int send_interim(self, const ResponseHead* head) except -1:
         """Passes an interim head on."""
@@ -121,6 +124,8 @@ cdef class Exchange(StreamHandler):
         else:
             link = self.only if self.only.takes_streams() else None
         if link is None:
+            link = self.table.make_room(self.client_id, self.only)
+        if link is None:
             self.waiting = self.table.wait(self, self.client_id, self.only)
             if self.waiting == WAIT_NONE:
                 return self._no_agent()
@@ -161,9 +166,11 @@ cdef class Exchange(StreamHandler):
         """All waits of a request together last no longer than the first one may, nor than its own time limit."""
         cdef double now = monotonic()
         if self.patient_until == 0:
-            self.patient_until = now + (CONGESTION_SECONDS if self.waiting == WAIT_ROOM else self.agent_wait)
+            self.patient_until = now + (self.agent_wait if self.waiting == WAIT_AGENT else CONGESTION_SECONDS)
             if self.ended_at and self.head_timeout > 0:
                 self.patient_until = min(self.patient_until, self.ended_at + self.head_timeout)
+        if self.waiting == WAIT_PLACE:
+            return self._set_deadline(PLACE_SECONDS)
         return self._set_deadline(max(self.patient_until - now, 0.0))
 
     cdef int _await_head(self) except -1:
@@ -244,6 +251,13 @@ cdef class Exchange(StreamHandler):
             self.stream.consume(count)
         return 0
 
+    cdef int held_up(self) except -1:
+        """Bytes of the response wait for the client from now on, until it has taken them."""
+        if self.stream is not None and not self.finished:
+            self.link.slow_readers.enter(self.responder, not self.was_held_up)
+            self.was_held_up = True
+        return 0
+
     cdef int abandon(self, uint32_t code, str message) except -1:
         """The client is gone or no longer interested."""
         cdef Stream stream = self.stream
@@ -264,6 +278,9 @@ cdef class Exchange(StreamHandler):
             return self._fail(503, "connection_limit_reached", "the agent does not read", "session")
         if self.waiting == WAIT_AGENT:
             return self._no_agent()
+        if self.waiting == WAIT_PLACE:
+            self.waiting = WAIT_NONE
+            return self._open_again(None) if monotonic() < self.patient_until else self._no_agent()
         if self.request_ended and not self.head_sent:
             self.stream.reset(TIMEOUT, "no response within the time limit")
             return self._fail(504, "connection_read_timeout", f"no response within {self.head_timeout:g} s", "service")
@@ -335,6 +352,9 @@ cdef class Exchange(StreamHandler):
         if self.head_sent:
             self.finished = True
             return self.responder.send_cut(message or "the agent gave the stream up")
+        if code == REFUSED and self.replayable and not stream.acknowledged and link.is_clearing():
+            self.waiting = WAIT_PLACE
+            return self._await_agent()
         if code == REFUSED or code == DRAINING:
             self.refusals += 1
             if (self.replayable and not stream.acknowledged and self.only is None

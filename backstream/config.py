@@ -936,6 +936,20 @@ class ProxySettings:
     """Bytes per second, 0 for no minimum: a body that a person types is as good as any. Time in which the proxy
     itself did not read does not count."""
 
+    min_read_rate: int = field(
+        default=240,
+        metadata=_option(
+            "size",
+            LIMITS,
+            "Fewest bytes per second that a client takes of what waits for it, from the 5th second on, "
+            "where others need its place.",
+            off="no minimum",
+        ),
+    )
+    """Bytes per second, 0 for no minimum. Where every agent of an id has all its streams, a new request takes the place
+    of a client below it, the one that has let its bytes wait longest; while there is room, nobody is cut off. Time in
+    which nothing waits for the client does not count."""
+
     route_host: tuple[str, ...] = field(
         default=(),
         metadata=_option(

@@ -445,6 +445,7 @@ def _log_access(
     seconds: float,
     request_id: bytes,
     stream: Stream | None,
+    cut: str | None,
 ) -> None:
     address = connection.client_address
     link: Any = stream.session.owner if stream is not None else None
@@ -464,6 +465,7 @@ def _log_access(
             "bytes": size,
             "seconds": round(seconds, 6),
             "request": request_id.decode("ascii"),
+            "cut": cut,
         },
     )
 

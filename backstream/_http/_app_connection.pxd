@@ -1,3 +1,5 @@
+from libc.stdint cimport int64_t
+
 from backstream._call cimport BodyQueue
 from backstream._http._server cimport ServerConnection
 
@@ -14,6 +16,7 @@ cdef class AppConnection(ServerConnection):
         readonly list headers           # None until it begins
         readonly BodyQueue body
         readonly tuple trailers         # None unless the response may have some
+        int64_t _taken_bytes            # of the body, by the ASGI server
         # who waits: futures
         object _head_waiter
         object _room_waiter

@@ -175,6 +175,9 @@ cdef class AppConnection(ServerConnection):
 
     def took(self, Py_ssize_t count):
         """The ASGI server took `count` bytes of `read`."""
+        self._taken_bytes += count
+        if self.line is not None and self._taken_bytes >= self.sent_bytes:
+            self.line.leave(self)
         if self.exchange is not None:
             self.exchange.active_at = monotonic()       # a slow reader is no idle one
             self.exchange.taken(count)
@@ -190,6 +193,8 @@ cdef class AppConnection(ServerConnection):
         self.closed = True
         self.exchange = None
         self.loop.clear_deadline(self)
+        if self.line is not None:
+            self.line.leave(self)
         self.context.forget(self)
         self._leave_client()
         self.reader.close()
@@ -249,7 +254,8 @@ cdef class AppConnection(ServerConnection):
         if self.framing == FRAMED_NONE:
             return self.exchange.taken(size)
         self.sent_bytes += size
-        return self.body.put(data, size)
+        self.body.put(data, size)
+        return self.exchange.held_up() if self.line is None else 0
 
     cdef int send_end(self, const Trailers* trailers) except -1:
         cdef Py_ssize_t i
@@ -259,13 +265,23 @@ cdef class AppConnection(ServerConnection):
         return self._response_done()
 
     cdef int send_cut(self, str cause) except -1:
-        self._log()
+        self._log(cause)
         return self._finish(ResponseCut(cause))
 
     cdef int resume_request(self) except -1:
         return wake(self._room_waiter)
 
+    # --- SlowReader ---
+
+    cdef int64_t untaken_bytes(self) except -1:
+        return self.sent_bytes - self._taken_bytes
+
     # --- ServerConnection ---
+
+    cdef int _drop(self, bint reset) except -1:
+        # Its connection is the ASGI server's, which learns of it once its client has taken what it has.
+        self.body.clear()
+        return self._finish(ResponseCut("the client took too little"))
 
     cdef int _answer(self, int status, list lines, bytes body) except -1:
         cdef list headers = []

@@ -145,5 +145,6 @@ cdef class ServerConnection(_ProtocolBase):
     cdef int _write_request_id(self) except -1
     cdef bint _is_agent_path(self, Slice target) except -1
     cdef int _abort(self) except -1
+    cdef int _drop(self, bint reset) except -1
     cdef int _answer(self, int status, list lines, bytes body) except -1
-    cdef int _log(self) except -1
+    cdef int _log(self, str cut=*) except -1

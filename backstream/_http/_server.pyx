@@ -297,9 +297,13 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
 
     def pause_writing(self):
         self.writer.blocked = True
+        if self.exchange is not None:
+            self.exchange.held_up()
 
     def resume_writing(self):
         cdef int64_t taken = self.writer.resume()
+        if self.line is not None:
+            self.line.leave(self)
         if self.closed:
             return
         if self.exchange is not None and taken:
@@ -311,6 +315,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.closed = True
         self.loop.clear_deadline(self)
         self.loop.forget_unread(self.writer.fd)
+        if self.line is not None:
+            self.line.leave(self)
         self.context.forget(self)
         self._gone("the client's connection was lost")
         self._leave_client()
@@ -341,10 +347,14 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
 
     cdef int _abort(self) except -1:
         self._gone("the proxy dropped the connection")
+        # Where the end of the connection is the end of the body, only a reset tells the client of a cut.
+        return self._drop(self.framing == FRAMED_CLOSE or self.framing == FRAMED_RAW)
+
+    cdef int _drop(self, bint reset) except -1:
+        """Ends the connection, whatever waits to be sent."""
         if self.transport is None:
             return 0
-        if self.framing == FRAMED_CLOSE or self.framing == FRAMED_RAW:
-            # Where the end of the connection is the end of the body, only a reset tells the client of a cut.
+        if reset:
             sock = self.transport.get_extra_info("socket")
             if sock is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
@@ -362,6 +372,24 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         if self.context.draining and seconds > self.context.drain_idle_timeout:
             seconds = self.context.drain_idle_timeout
         return self.loop.set_deadline(self, seconds)
+
+    # --- SlowReader ---
+
+    cdef int64_t untaken_bytes(self) except -1:
+        return self.writer.untaken()
+
+    cdef bint cut_off(self, str why) except -1:
+        cdef Exchange exchange = self.exchange
+        if self.closed or exchange is None or exchange.finished or exchange.stream is None:
+            return False
+        self.status = self.status or 499
+        self._log(why)
+        self.exchange = None
+        exchange.abandon(CANCEL, why)
+        self.closing = True
+        # What waits in the kernel would stay there for minutes, for a client that does not want it.
+        self._drop(True)
+        return True
 
     # --- LoopMember ---
 
@@ -966,7 +994,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
 
     cdef int send_cut(self, str cause) except -1:
         logger.debug("a response to %s breaks off: %r", self.client_address, cause)
-        self._log()
+        self._log(cause)
         self.exchange = None
         # What came of it goes out; the missing end says that it is not all.
         if self.framing == FRAMED_CLOSE or self.framing == FRAMED_RAW:
@@ -1044,12 +1072,13 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         append(self.writer.out, self.request_id.text, self.request_id.size)
         return self.writer.text(b"\r\n")
 
-    cdef int _log(self) except -1:
+    cdef int _log(self, str cut=None) except -1:
+        """A line of the access log; cut: why the proxy broke the response off."""
         if self.context.access_log is not None and self.logged_method is not None:
             self.context.access_log(self, self.logged_method, self.logged_target,
                                     self.exchange.client_id if self.exchange is not None else b"", self.status,
                                     self.sent_bytes, monotonic() - self.started_at,
                                     self.request_id.text[:self.request_id.size],
-                                    self.exchange.stream if self.exchange is not None else None)
+                                    self.exchange.stream if self.exchange is not None else None, cut)
             self.logged_method = None
         return 0

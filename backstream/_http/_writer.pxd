@@ -24,6 +24,7 @@ cdef class SocketWriter:
     cdef int64_t resume(self) noexcept
     cdef int forget_body(self) except -1
     cdef bint empty(self) noexcept
+    cdef int64_t untaken(self) except -1
     cdef int half_close(self) except -1
     cdef int text(self, bytes value) except -1
     cdef int number(self, uint64_t value) except -1

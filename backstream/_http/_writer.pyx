@@ -21,6 +21,24 @@ cdef extern from "<sys/socket.h>" nogil:
     int MSG_NOSIGNAL
     int MSG_DONTWAIT
 
+cdef extern from *:
+    """
+    #include <sys/ioctl.h>
+    #ifdef __linux__
+    #include <linux/sockios.h>
+    #endif
+    /* Bytes that the kernel holds of what was sent: those that the peer has not acknowledged. */
+    static int unacknowledged(int fd) {
+        int count = 0;
+    #ifdef SIOCOUTQ
+        if (ioctl(fd, SIOCOUTQ, &count) < 0)
+            count = 0;
+    #endif
+        return count;
+    }
+    """
+    int unacknowledged(int fd) nogil
+
 cdef enum:
     KEPT_BUFFER = 4096              # bytes that an idle connection keeps for its next message
     CHUNK_ROOM = 20                 # for a chunk's size and its line ends
@@ -109,6 +127,11 @@ cdef class SocketWriter:
 
     cdef bint empty(self) noexcept:
         return self.out.size == 0 and not self.blocked
+
+    cdef int64_t untaken(self) except -1:
+        """Bytes on the wire that were sent and that the peer's side has not acknowledged."""
+        cdef int64_t count = self.transport.get_write_buffer_size()
+        return count + unacknowledged(self.fd) if self.fd >= 0 else count
 
     cdef int half_close(self) except -1:
         """Ends this side's direction of the socket."""

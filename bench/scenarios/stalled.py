@@ -3,7 +3,8 @@
 Half of them are endless downloads whose client does not read, half chunked uploads whose service does not. Growth is
 the peak of resident memory (VmHWM, begun anew before the first of them) less what was resident then; the bound is
 what the proxy promises for as many connections and one agent (`proxy.memory_bound`), with a window budget of 64 MiB.
-Beside them and before, small requests at a low rate.
+Beside them and before, small requests at a low rate. The sessions take more streams than that, so none is cut off to
+make room.
 """
 
 import json

@@ -1,0 +1,6 @@
+from backstream._loop import LoopMember
+
+class SlowReader(LoopMember): ...
+
+class SlowReaders:
+    def __init__(self, rate: float) -> None: ...
