@@ -364,7 +364,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
     def drain(self):
         """Closes with the next answer, or after a while where no request comes."""
         if self.handshake is not None:
-            self._refuse_handshake(MessageError(503, "the proxy is shutting down"))
+            self._refuse_handshake(MessageError(503, "the proxy is shutting down", "http_upgrade_failed"))
         elif self.exchange is None and self.reader.between_messages() and self.held.size == 0 and not self.closing:
             self._await_request(self.context.keepalive_timeout)
 
@@ -412,7 +412,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         if self.preface is not None:
             return self._abort()
         if self.handshake is not None:
-            return self._refuse_handshake(MessageError(503, "too many agents came at once"))
+            return self._refuse_handshake(MessageError(503, "too many agents came at once", "http_upgrade_failed"))
         if self.reader.between_messages():
             return self._close_when_sent()
         self.is_head = self.reader.is_head
