@@ -53,6 +53,7 @@ cdef class LoopState:
 
     cdef int schedule_flush(self, LoopMember member) except -1
     cdef int enqueue(self, LoopMember member) except -1
+    cdef bint has_queue(self) noexcept
     cdef int set_deadline(self, LoopMember member, double seconds) except -1
     cdef int clear_deadline(self, LoopMember member) except -1
     cdef int watch_unread(self, int fd, LoopMember member) except -1

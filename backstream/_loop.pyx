@@ -145,6 +145,10 @@ cdef class LoopState:
             self.asyncio_loop.call_soon(self._run_queue_bound)
         return 0
 
+    cdef bint has_queue(self) noexcept:
+        """Whether some wait for their turn."""
+        return len(<object>self._queue) > 0
+
     def _run_queue(self):
         cdef LoopMember member
         cdef double end

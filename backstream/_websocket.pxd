@@ -47,7 +47,8 @@ cdef class SessionLink(SessionOwner):
         double _received_at             # seconds
         double _ping_at
         double _ping_sent_at
-        int _first_pings                # that are still to follow each other, for a first idea of the round trip
+        uint64_t _ping_bytes            # of messages in both directions, before it
+        int _first_pings                # that are still to come soon, for a first idea of the round trip
         double _fragments_at
         # counters
         readonly uint64_t bytes_received    # of messages, without WebSocket's own
@@ -64,7 +65,6 @@ cdef class SessionLink(SessionOwner):
     cdef int lose(self, str message) except -1
     cdef int end(self, int close_code, str reason) except -1
     cdef int _send_ping(self) except -1
-    cdef int _ping_first(self) except -1
     cdef int _set_deadline(self) except -1
     cdef int lost(self, str message) except -1
     cdef int let_go(self) except -1

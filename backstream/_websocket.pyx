@@ -46,10 +46,11 @@ cdef enum:
     FIRST_READ_BUFFER = 6144 + 256
 
     FIRST_PINGS = 3                 # beside the one at once, whose answer may have met a busy moment
-    FIRST_BYTES = 4096              # of messages, after which a session is worth them
+    QUIET_BYTES = 16384             # of messages, which no queue is made of
     TURN_BYTES = 131072             # read, or written, in one turn of the loop
     LONGEST_UNCUT = 65536           # bytes of a frame; a multiple of four, so that the mask goes on as it is
 
+cdef double LATER_PING = 2.0        # seconds
 cdef double CLOSE_SECONDS = 2.0     # for the peer to answer a close frame
 
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
@@ -404,8 +405,6 @@ cdef class SessionLink(SessionOwner):
             self._guard.next_turn()
         if self._lost:
             return 0
-        if self._first_pings and not self._closing:
-            self._ping_first()
         self._send_messages()
         self.session.after_pull()
         if self.session.has_output() and not self.session.congested:
@@ -522,21 +521,21 @@ cdef class SessionLink(SessionOwner):
             sent = struct.unpack("=d", frame.get_payload_as_bytes())[0]
             if sent == self._ping_sent_at:
                 sample = monotonic() - sent
-                # Near the shortest of late: what a queue adds must not make the windows that fill it grow.
+                # Near the shortest of late: what a queue adds must not make the windows that fill it grow. So a longer
+                # one counts for something only where no bulk was on its way with it.
                 if self.session.round_trip == 0 or sample < self.session.round_trip:
                     self.session.round_trip = sample
-                else:
+                elif self.bytes_sent + self.bytes_received - self._ping_bytes < QUIET_BYTES:
                     self.session.round_trip += (sample - self.session.round_trip) / 8
                 self._ping_sent_at = 0
                 if self._first_pings:
-                    self._ping_first()
-
-    cdef int _ping_first(self) except -1:
-        """Measures the round trip until there is a good first idea of it, once somebody may want windows that grow."""
-        if self._ping_sent_at == 0 and self.bytes_received + self.bytes_sent >= FIRST_BYTES:
-            self._first_pings -= 1
-            return self._send_ping()
-        return 0
+                    self._first_pings -= 1
+                    if self.loop.has_queue():
+                        # Of many agents that come at once each would cost three more.
+                        self._ping_at = monotonic() + LATER_PING
+                        self._set_deadline()
+                    else:
+                        self._send_ping()
 
     # --- time ---
 
@@ -544,6 +543,7 @@ cdef class SessionLink(SessionOwner):
         cdef double now = monotonic()
         self._ping_at = now + self._ping_interval
         self._ping_sent_at = now
+        self._ping_bytes = self.bytes_sent + self.bytes_received
         self._transport.send_ping(struct.pack("=d", now))
         return 0
 
