@@ -141,7 +141,7 @@ def quick(everything: bool, only: tuple[str, ...], **settings: object) -> None:
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 100),
-    default=5.0,
+    default=10.0,
     show_default=True,
     metavar="PERCENT",
     help="What a number may be worse by, on top of the spread.",

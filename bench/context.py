@@ -101,6 +101,8 @@ class Case:
     """None where it is skipped."""
     endpoint: Endpoint | None = None
     """Where the contender runs, if it was started before its first turn."""
+    turns: int | None = None
+    """The most turns it takes, None for as many as the options say."""
 
 
 def in_states(cases: Sequence[Case], states: Mapping[str, str], turn: Callable[[str, Endpoint], Sample]) -> list[Case]:
@@ -113,7 +115,7 @@ def in_states(cases: Sequence[Case], states: Mapping[str, str], turn: Callable[[
         for state, name in states.items():
             row = Row(f"{case.row.key}:{state}", f"{case.row.name}, {name}")
             row.skipped, row.failed = case.row.skipped, case.row.failed
-            found.append(Case(row, partial(turn, state, case.endpoint) if case.endpoint else None))
+            found.append(Case(row, partial(turn, state, case.endpoint) if case.endpoint else None, turns=case.turns))
     return found
 
 
@@ -164,7 +166,7 @@ class Context:
             if not self.options.wants(contender.key):
                 continue
             row = Row(contender.key, contender.name)
-            case = Case(row, None)
+            case = Case(row, None, turns=getattr(contender, "turns", None))
             found.append(case)
             row.skipped = _missing(contender, fleet)
             if row.skipped:
@@ -190,12 +192,13 @@ class Context:
     def take_turns(self, title: str, cases: Sequence[Case], *, repeat: int | None = None) -> list[Row]:
         """Every case in turn, as often as the options say or `repeat`; one that fails is left out from then on."""
         repeat = repeat or self.options.repeat
-        self.progress.planned(repeat * sum(case.turn is not None and not case.row.failed for case in cases))
+        turns = [min(repeat, case.turns or repeat) if case.turn and not case.row.failed else 0 for case in cases]
+        self.progress.planned(sum(turns))
         for number in range(1, repeat + 1):
-            for case in cases:
-                if case.turn is None or case.row.failed:
+            for case, most in zip(cases, turns, strict=True):
+                if case.turn is None or case.row.failed or number > most:
                     continue
-                self.progress.turn(title, case.row.name, number, repeat)
+                self.progress.turn(title, case.row.name, number, most)
                 try:
                     sample = case.turn()
                 except BenchError as error:
@@ -204,7 +207,7 @@ class Context:
                 case.row.add(sample)
                 rate = sample.get("rate")
                 told = "" if rate is None else f": {rate:,.0f}"
-                self.progress.turn_ended(title, case.row.name, number, repeat, told)
+                self.progress.turn_ended(title, case.row.name, number, most, told)
         return [case.row for case in cases]
 
 

@@ -1,7 +1,8 @@
 """Two runs of one machine, held against each other: what got slower by more than the spread and a tolerance.
 
-A row's number changed if the ratio of the two runs' medians, at the end of its range that is nearest to 1, is still
-further from 1 than the tolerance. Only this project's rows decide; those of others show how the machine, or they
+A number changed if the ratio of the two runs' medians, at the end of its range that is nearest to 1, is still further
+from 1 than the tolerance. The range is twice that of the turns: of two runs of one thing with three turns each, once in
+twenty all turns of the one are above all of the other, and a run has some hundred numbers. Only this project's rows decide; those of others show how the machine, or they
 themselves, changed in between. Numbers of one turn are not judged, since nobody knows their spread.
 """
 
@@ -23,6 +24,8 @@ SAME_LOAD = ("bulk_bytes", "connections", "duration", "agents", "idle", "stalled
 NOTED = ("system", "python")
 """What may differ, with a word."""
 
+_CERTAINTY = 2.0
+"""Ranges of the turns that a change must exceed."""
 _MORE = ("rate", "bulk")
 _LESS = ("p99", "cpu.proxy", "cpu.agent", "peak.proxy", "peak.agent", "memory", "back", "p99.beside", "p99.return")
 
@@ -45,10 +48,11 @@ class Finding:
         return self.row.ours
 
     def __str__(self) -> str:
-        spread = self.change_by.spread
-        told = f"±{spread:.0%}" if spread is not None else "one turn"
-        values = f"{self.before.value:,.4g} -> {self.after.value:,.4g}"
-        return f"{self.section}, {self.row.name}, {self.sample}: {values}, × {self.change_by.value:.2f} ({told})"
+        values = " -> ".join(
+            f"{each.value:,.4g}" + (f" ±{each.spread:.0%}" if each.spread is not None else "")
+            for each in (self.before, self.after)
+        )
+        return f"{self.section}, {self.row.name}, {self.sample}: {values}, × {self.change_by.value:.2f}"
 
 
 @dataclass(slots=True)
@@ -111,9 +115,11 @@ def _compare_section(before: Section, after: Section, tolerance: float, found: C
         elif not row.samples:
             found.notes.append(f"{after.key}, {row.name}: not measured: {row.skipped or 'no turn'}")
         for name in _judged(after):
-            change_by = ratio(row.measure(name), old.measure(name))
             first, last = old.measure(name), row.measure(name)
-            if change_by is not None and first is not None and last is not None:
+            if first is None or last is None:
+                continue
+            change_by = ratio(last.widened(_CERTAINTY), first.widened(_CERTAINTY))
+            if change_by is not None:
                 change = _change(change_by, tolerance, more=name in _MORE)
                 found.findings.append(Finding(after.key, row, name, change, first, last, change_by))
     for row in before.rows:

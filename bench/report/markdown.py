@@ -31,6 +31,7 @@ def render(results: Results, plots: dict[str, str]) -> str:
         _pairs(results.machine.items()),
         "## Versions",
         _pairs(results.versions.items()),
+        "Plots: bars are medians, whiskers the range that ± is half of; backstream is blue where a bar is no sum.",
         "## Targets",
         _targets(results),
     ]
@@ -53,9 +54,12 @@ def day(results: Results) -> str:
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False) -> str:
     """In Markdown; with `numbers` all columns but the first to the right."""
-    lines = [list(headings), ["---", *(["---:" if numbers else "---"] * (len(headings) - 1))]]
-    lines += [[_escape(cell) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" if any(line) else "|" + " |" * len(line) for line in lines)
+    rule = "|---" + ("|---:" if numbers else "|---") * (len(headings) - 1) + "|"
+    return "\n".join([_line(headings), rule, *(_line([_escape(cell) for cell in row]) for row in rows)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:

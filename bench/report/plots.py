@@ -77,7 +77,7 @@ def _bar(row: Row, names: Sequence[str]) -> Bar | None:
 
 def _common(heading: str, name: str) -> str:
     """``CPU µs/req`` of ``proxy µs/req``."""
-    return heading.replace(name.partition(".")[2], "CPU", 1)
+    return "CPU " + heading.removeprefix(name.partition(".")[2]).replace("CPU", "").strip()
 
 
 def matplotlib_plotter(suffix: str) -> Plotter:
@@ -106,7 +106,7 @@ def _draw(section: Section, found: Sequence[Panel], path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = [row.name for row in section.rows if any(row.name == bar.name for panel in found for bar in panel.bars)]
-    columns = min(len(found), 3)
+    columns = 2 if len(found) == 4 else min(len(found), 3)
     lines = -(-len(found) // columns)
     figure = Figure(
         figsize=(2.4 + 3.4 * columns, lines * (1.1 + _BAR_INCHES * len(names))), dpi=110, layout="constrained"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from bench.errors import BenchError
 from bench.report.markdown import day, table
 from bench.report.results import Results
-from bench.report.spread import Measure
+from bench.report.spread import Measure, undecided
 from bench.report.targets import ORIGINAL, OURS, Sections, Value, against, against_tunnel, cpu_against, fastest_tunnel
 from bench.routes import GIB, MIB
 
@@ -75,8 +75,8 @@ def snippet(results: Results) -> str:
             "Against other tunnels in that run:",
             table(headings, [(name, *map(_text, found)) for name, found in beside]),
         ]
-    if any("≈" in part for part in parts):
-        parts.append("≈: no difference beyond the spread of the turns.")
+    if any(" ±" in part for part in parts):
+        parts.append("≈: no difference beyond the spread of the turns; ?: turns too far apart to say.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -89,11 +89,10 @@ def _text(measure: Measure | None) -> str:
     """``1.30 ×``, or what the turns bear out instead."""
     if measure is None:
         return "not measured"
-    spread = measure.spread
-    if spread is None:
-        raise BenchError("the README's figures need two turns or more of each contender: --repeat")
-    if spread and measure.low <= 1 <= measure.high:
-        return f"≈ 1 × (±{spread:.0%})"
+    if not measure.known:
+        return "one turn only"
+    if (text := undecided(measure)) is not None:
+        return text
     digits = 2 if measure.value < 2 else 1
     return f"{measure.value:.{digits}f} ×"
 

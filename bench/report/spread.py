@@ -63,6 +63,11 @@ class Measure:
         """Times a factor that is not negative."""
         return Measure(self.value * factor, self.low * factor, self.high * factor, self.known)
 
+    def widened(self, factor: float) -> "Measure":
+        """With a range that goes so many times as far from the value."""
+        low, high = (self.value + factor * (end - self.value) for end in (self.low, self.high))
+        return Measure(self.value, low, high, self.known)
+
     def held_to(self, limit: float, *, at_most: bool) -> Verdict:
         """MISSED or met only if the whole range is on one side of the limit."""
         if not self.known:
@@ -80,6 +85,16 @@ def ratio(value: Measure | None, by: Measure | None) -> Measure | None:
     return Measure(value.value / by.value, max(value.low, 0.0) / by.high, high, value.known and by.known)
 
 
+def undecided(found: Measure) -> str | None:
+    """What stands in the place of a ratio that the turns do not bear out; None where they do."""
+    spread = found.spread
+    if spread is None:
+        return None
+    if spread > TOO_WIDE:
+        return f"? ±{spread:.0%}" if math.isfinite(spread) else "? ±∞"
+    return f"≈ ±{spread:.0%}" if spread and found.low <= 1 <= found.high else None
+
+
 def total(parts: Sequence[Measure | None]) -> Measure | None:
     """The sum, None where there is nothing to add."""
     found = [part for part in parts if part is not None]
@@ -95,12 +110,7 @@ def ratio_text(found: Measure | None, digits: int = 2) -> str:
     if found is None:
         return "-"
     text = f"{found.value:,.{digits}f}"
-    spread = found.spread
-    if not found.known or spread is None:
-        return f"{text}?"
-    if spread > TOO_WIDE:
-        return f"? ±{spread:.0%}" if math.isfinite(spread) else "? ±∞"
-    return f"≈ ±{spread:.0%}" if found.low <= 1 <= found.high and spread else text
+    return undecided(found) or (text if found.known else f"{text}?")
 
 
 LEGEND = (

@@ -21,7 +21,20 @@ BULK = {
     "bulk-up-chunked": "upload, chunked",
 }
 ORIGINAL = "original"
-TUNNELS = (ORIGINAL, "bore", "chisel", "frp", "piko", "rathole", "sish", "ssh-r", "websockets-tunnel")
+TUNNELS = (
+    ORIGINAL,
+    "original-upstream",
+    "bore",
+    "chisel",
+    "frp",
+    "piko",
+    "rathole",
+    "sish",
+    "ssh",
+    "ssh-r",
+    "websockets",
+    "websockets-tunnel",
+)
 """Keys of the contenders that, like this project, are a pair of processes with a line between them."""
 _NOT_THE_WAY = ("cpu.client", "cpu.service")
 """CPU of those at both ends, whoever is between them."""
