@@ -34,7 +34,7 @@ proto:
 # Small requests under perf, with the extensions built with symbols; `make clean-ext setup` goes back.
 profile: clean-ext
 	BACKSTREAM_PROFILE=1 $(BIN)/pip install -e .
-	perf record -F 999 -g -o perf.data -- $(BIN)/python -m bench --only small --duration 5
+	perf record -F 999 -g -o perf.data -- $(BIN)/python -m bench run --only small --duration 5
 	perf report -i perf.data --no-children
 
 .PHONY: clean-ext

@@ -2,8 +2,9 @@
 
 A number changed if the ratio of the two runs' medians, at the end of its range that is nearest to 1, is still further
 from 1 than the tolerance. The range is twice that of the turns: of two runs of one thing with three turns each, once in
-twenty all turns of the one are above all of the other, and a run has some hundred numbers. Only this project's rows decide; those of others show how the machine, or they
-themselves, changed in between. Numbers of one turn are not judged, since nobody knows their spread.
+twenty all turns of the one are above all of the other, and a run has some hundred numbers. Only this project's rows
+decide; those of others show how the machine, or they themselves, changed in between. Numbers of one turn are not
+judged, since nobody knows their spread.
 """
 
 from collections.abc import Mapping, Sequence

@@ -62,8 +62,9 @@ def snippet(results: Results) -> str:
     if not rows:
         raise BenchError("nothing for the README in these results: it is about small and bulk, with nginx beside")
     parts = [
-        "Through proxy and agent, against nginx as reverse proxy in the same run (its buffering off for bulk); medians "
-        f"of\n`python -m bench` on {day(results)}, {_machine(results)}, all clients on the same machine:",
+        "Through proxy and agent, against nginx as reverse proxy in the same run (its buffering off for bulk); "
+        "medians of\n"
+        f"`python -m bench` on {day(results)}, {_machine(results)}, all clients on the same machine:",
         table(["", "backstream / nginx"], [(name, " / ".join(map(_text, found))) for name, found in rows]),
     ]
     beside = _measured(_tunnel_lines(size), sections)
