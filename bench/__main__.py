@@ -100,9 +100,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group(
-    cls=_Default, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__
-)
+@click.group(cls=_Default, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Measure backstream on loopback, everything beside its yardstick in the same run.
 

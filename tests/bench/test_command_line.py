@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 import bench.__main__ as command_line
 from bench.context import Options
+from bench.report import plots
 from bench.report.results import Results
 from bench.routes import MIB
 from tests.bench.conftest import MACHINE, SMALL, Make
@@ -139,6 +140,29 @@ def test_the_readme_snippet_goes_to_standard_output(make: Make, tmp_path: Path) 
     done = invoke("report", str(tmp_path / "results.json"), "--readme")
     assert done.exit_code == 0
     assert "on 25 November 2026, two CPUs of AMD EPYC" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "directory"),
+    [
+        (("--report",), "bench-report"),
+        (("--report", "--only", "small"), "bench-report"),
+        (("--report", "there"), "there"),
+    ],
+)
+def test_a_report_goes_to_a_directory_of_its_own_unless_one_is_named(
+    measured: list[tuple[list[str], Options]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    directory: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plots, "matplotlib_plotter", lambda suffix: plots.no_plots)
+    done = invoke(*arguments)
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1] == f"{directory}/report.md"
+    assert sorted(path.name for path in (tmp_path / directory).iterdir()) == ["report.md", "results.json"]
 
 
 def test_without_matplotlib_a_report_is_refused_before_anything_is_measured(
