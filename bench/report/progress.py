@@ -8,14 +8,14 @@ from typing import TextIO
 
 _CLEAR = "\r\x1b[K"
 SHARES: Mapping[str, float] = {
-    "small": 4,
-    "bulk": 5,
+    "small": 3,
+    "bulk": 4,
     "mixed": 3,
     "sse": 2,
-    "agents": 3,
-    "memory": 2,
-    "stalled": 3,
-    "idle": 4,
+    "agents": 2,
+    "stalled": 2,
+    "idle": 3,
+    "tls": 3,
     "wan": 4,
 }
 """Roughly how much of a run each scenario takes, of those that are not like most: those have 1."""
