@@ -1,5 +1,6 @@
 """A section as bars with their spread, by matplotlib (the extra ``bench``), which is imported only here."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ Plotter = Callable[[Section, Path], Path | None]
 _OURS, _OTHERS = "#2f6db3", "#a7adb5"
 _PARTS = ("#2f6db3", "#7fb0e0", "#e0a458", "#8a8f98")
 _BAR_INCHES = 0.3
-_LOG_FROM = 50
-"""Times the least value that the greatest one must be for a logarithmic scale."""
+_OUTLIER, _SHOWN = 8, 4
+"""A scale ends at _SHOWN times the median bar where the longest one is more than _OUTLIER times it: it would hide the
+others. Its number stands at the edge.
+"""
 
 
 def no_plots(section: Section, directory: Path) -> None:
@@ -48,6 +51,7 @@ class Panel:
 
     title: str
     bars: Sequence[Bar]
+    more_is_better: bool = False
 
 
 def panels(section: Section) -> list[Panel]:
@@ -66,7 +70,7 @@ def panels(section: Section) -> list[Panel]:
         bars = [bar for row in section.rows if (bar := _bar(row, names)) is not None]
         if bars:
             title = headings[names[0]] if len(names) == 1 else _common(headings[names[0]], names[0])
-            found.append(Panel(title, bars))
+            found.append(Panel(title, bars, more_is_better=names[0] in ("rate", "bulk")))
     return found
 
 
@@ -118,7 +122,7 @@ def _draw(section: Section, found: Sequence[Panel], path: Path) -> None:
         _draw_panel(axes, panel, names)
     for axes in every[len(found) :]:
         axes.set_axis_off()
-    every[0].invert_yaxis()
+    every[0].set_ylim(len(names) - 0.4, -0.6)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
@@ -129,6 +133,7 @@ def _draw_panel(axes: "Axes", panel: Panel, names: Sequence[str]) -> None:
     places = {name: number for number, name in enumerate(names)}
     stacked = sorted({part for bar in panel.bars for part, _ in bar.parts}, key=_order)
     several = len(stacked) > 1
+    end = scale_end(panel)
     for bar in panel.bars:
         left = 0.0
         for part, measure in bar.parts:
@@ -139,24 +144,22 @@ def _draw_panel(axes: "Axes", panel: Panel, names: Sequence[str]) -> None:
         if whole.known:
             error = [[max(0.0, whole.value - whole.low)], [max(0.0, whole.high - whole.value)]]
             axes.errorbar(whole.value, places[bar.name], xerr=error, color="black", capsize=2.5, linewidth=1)
+        place = max(whole.value, whole.high)
+        beside = place <= 0.85 * end
         axes.annotate(
-            _short(whole.value),
-            (max(whole.value, whole.high), places[bar.name]),
-            xytext=(4, 0),
+            _short(whole.value) + (" →" if whole.value > end else ""),
+            (place if beside else end, places[bar.name]),
+            xytext=(4 if beside else -4, 0),
             textcoords="offset points",
+            ha="left" if beside else "right",
             va="center",
             fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5} if not beside else None,
         )
-    values = [bar.whole.value for bar in panel.bars if bar.whole.value > 0]
-    if values and not several and max(values) > _LOG_FROM * min(values):
-        axes.set_xscale("log")
-        axes.set_xlim(min(values) / 3, max(values) * 6)
-        axes.set_title(f"{panel.title}, logarithmic", fontsize=10)
-    else:
-        axes.set_xlim(0, max([bar.whole.high for bar in panel.bars] + [1e-9]) * 1.25)
-        axes.set_title(panel.title, fontsize=10)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.set_xlim(0, end)
+    axes.set_title(panel.title, fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right"]].set_visible(False)
@@ -168,8 +171,19 @@ def _draw_panel(axes: "Axes", panel: Panel, names: Sequence[str]) -> None:
             fontsize=8,
             frameon=False,
             loc="upper center",
-            bbox_to_anchor=(0.5, -0.1),
+            bbox_to_anchor=(0.5, -0.3 / (_BAR_INCHES * len(names))),
         )
+
+
+def scale_end(panel: Panel) -> float:
+    """Where the panel's scale ends: with room for the numbers, and without an outlier that hides the others."""
+    wholes = [bar.whole for bar in panel.bars]
+    median = statistics.median(whole.value for whole in wholes)
+    longest = max(max(whole.value, whole.high) for whole in wholes)
+    # A rate is what one is good at: there the longest bar is what one looks for.
+    if not panel.more_is_better and median > 0 and longest > _OUTLIER * median:
+        longest = _SHOWN * median
+    return max(longest, 1e-9) * 1.25
 
 
 def _order(part: str) -> int:

@@ -83,7 +83,7 @@ class Progress:
         whole = sum(map(_share, self._scenarios))
         done, planned = self._turns
         gone = self._before + _share(self._current) * (done / planned if planned else 0.0)
-        if not whole or gone / whole < 0.02:
+        if not whole or gone / whole < 0.05:
             return None
         return max(0.0, self.elapsed * (whole - gone) / gone)
 

@@ -22,8 +22,6 @@ BULK = {
 }
 ORIGINAL = "original"
 TUNNELS = (
-    ORIGINAL,
-    "original-upstream",
     "bore",
     "chisel",
     "frp",
@@ -35,7 +33,7 @@ TUNNELS = (
     "websockets",
     "websockets-tunnel",
 )
-"""Keys of the contenders that, like this project, are a pair of processes with a line between them."""
+"""Keys of other contenders that are a pair of processes with a line between them, beside the original."""
 _NOT_THE_WAY = ("cpu.client", "cpu.service")
 """CPU of those at both ends, whoever is between them."""
 

@@ -24,7 +24,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_without_a_terminal_each_turn_is_a_line_with_what_is_left(clock: list[float]) -> None:
     stream = io.StringIO()
-    progress = Progress(["websocket", "tls"], stream)
+    progress = Progress(["websocket", "memory"], stream)
     progress.scenario("websocket")
     progress.planned(2)
     clock[0] += 30
@@ -35,16 +35,16 @@ def test_without_a_terminal_each_turn_is_a_line_with_what_is_left(clock: list[fl
 
 def test_a_terminal_has_one_line_that_is_written_anew(clock: list[float]) -> None:
     stream = Terminal()
-    progress = Progress(["websocket", "tls"], stream)
+    progress = Progress(["websocket", "memory"], stream)
     progress.scenario("websocket")
     progress.planned(1)
     progress.turn("echo", "nginx", 1, 1)
     progress.turn_ended("echo", "nginx", 1, 1, "")
     clock[0] += 60
-    progress.scenario("tls")
+    progress.scenario("memory")
     assert stream.getvalue().split("\r\x1b[K")[-2:] == [
         "[0:00, ? left] websocket: echo, nginx, turn 1/1",
-        "[1:00, about 1:00 left] tls",
+        "[1:00, about 1:00 left] memory",
     ]
     assert "\n" not in stream.getvalue()
 
@@ -52,14 +52,14 @@ def test_a_terminal_has_one_line_that_is_written_anew(clock: list[float]) -> Non
 def test_what_stays_is_a_line_of_its_own_on_a_terminal() -> None:
     stream = Terminal()
     progress = Progress(["tls"], stream)
-    progress.scenario("tls")
+    progress.scenario("memory")
     progress.say("frp: FAILED")
     assert stream.getvalue().endswith("\r\x1b[Kfrp: FAILED\n")
 
 
 def test_scenarios_that_take_longer_count_for_more(clock: list[float]) -> None:
-    progress = Progress(["bulk", "tls"], io.StringIO())
+    progress = Progress(["bulk", "memory"], io.StringIO())
     progress.scenario("bulk")
     clock[0] += 50
-    progress.scenario("tls")
+    progress.scenario("memory")
     assert progress.remaining() == pytest.approx(50 / module.SHARES["bulk"])

@@ -83,6 +83,15 @@ def test_panels_are_rate_cpu_and_p99_of_those_that_have_them() -> None:
     assert (app.whole.value, app.ours) == (15, True)
 
 
+def test_an_outlier_does_not_hide_the_others_where_less_is_better() -> None:
+    rows = {
+        key: {"rate": (value,), "p99": (value,)} for key, value in (("a", 100), ("b", 110), ("c", 120), ("d", 9000))
+    }
+    rate, p99 = plots.panels(section("small", rows))
+    assert plots.scale_end(rate) == 9000 * 1.25
+    assert plots.scale_end(p99) == 115 * 4 * 1.25
+
+
 def test_a_section_without_samples_has_no_plot() -> None:
     assert plots.panels(section("small", {"frp": {}})) == []
 
