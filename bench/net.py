@@ -9,6 +9,8 @@ from collections.abc import Callable
 from bench.errors import BenchError
 from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, SMALL
 
+_HEADERS = {CLIENT_ID_HEADER: CLIENT_ID}
+
 
 def free_port() -> int:
     """A port of 127.0.0.1 that was free a moment ago."""
@@ -18,19 +20,36 @@ def free_port() -> int:
         return port
 
 
+def _connection(port: int, ca: str) -> http.client.HTTPConnection:
+    if ca:
+        context = ssl.create_default_context(cafile=ca)
+        return http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=context)
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+
+
 def answers(port: int, ca: str = "") -> bool:
     """Whether ``GET /small`` gives what it should, over TLS if there is a `ca` to verify it with."""
-    connection = (
-        http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=ssl.create_default_context(cafile=ca))
-        if ca
-        else http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    )
+    connection = _connection(port, ca)
     try:
-        connection.request("GET", "/small", headers={CLIENT_ID_HEADER: CLIENT_ID})
+        connection.request("GET", "/small", headers=_HEADERS)
         response = connection.getresponse()
         return response.status == 200 and response.read() == SMALL
     except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
+
+
+def warm_up(port: int, name: str, seconds: float, *, ca: str = "") -> None:
+    """Small requests on one connection for so long; BenchError if one fails."""
+    connection = _connection(port, ca)
+    deadline = time.monotonic() + seconds
+    try:
+        while time.monotonic() < deadline:
+            connection.request("GET", "/small", headers=_HEADERS)
+            connection.getresponse().read()
+    except (OSError, http.client.HTTPException) as error:
+        raise BenchError(f"{name} failed in its warm-up: {error!r}") from error
     finally:
         connection.close()
 

@@ -20,7 +20,7 @@ from bench.context import Case, Context, Sample
 from bench.errors import BenchError
 from bench.net import wait_until_answering
 from bench.processes import Fleet, Spawned, finish, memory_bytes, read_line
-from bench.report.table import Column, Row, Section, median, number, quotient
+from bench.report.table import Row, Section, median, ratio_within
 
 _SPARE_FILES = 256
 _KIB = 1024
@@ -30,7 +30,7 @@ _COLUMNS = [
     median("back s", "back", 1),
     median("p99 µs, idle", "p99.idle"),
     median("p99 µs, return", "p99.return"),
-    Column("×", lambda row, _: number(quotient(row.median("p99.return"), row.median("p99.idle")), 1)),
+    ratio_within("×", "p99.return", "p99.idle"),
 ]
 
 

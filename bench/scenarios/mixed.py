@@ -17,7 +17,7 @@ from bench.contenders.nginx import UNBUFFERED, NginxProxy
 from bench.context import Context, CpuMeter, Sample, in_states, start_bulk_backend
 from bench.load import RAW, flood
 from bench.processes import Fleet
-from bench.report.table import Column, Row, Section, median, number, ratio, spread
+from bench.report.table import Section, median, ratio, spread
 
 STREAMS = 8
 STATES = {"idle": "idle", "down": f"{STREAMS} downloads", "up": f"{STREAMS} uploads"}
@@ -28,16 +28,12 @@ _COLUMNS = [
     median("p99 µs", "p99"),
     spread("p99"),
     median("p99.9 µs", "p999"),
-    Column("p99 × idle", lambda row, section: number(section.ratio(row.key, "p99", f"{_contender(row)}:idle"), 1)),
+    ratio("p99 × idle", "p99", lambda row: f"{row.key.partition(':')[0]}:idle"),
     ratio("p99 × nginx idle", "p99"),
     median("proxy CPU %", "cpu.proxy"),
     median("agent CPU %", "cpu.agent"),
     median("service CPU %", "cpu.service"),
 ]
-
-
-def _contender(row: Row) -> str:
-    return row.key.partition(":")[0]
 
 
 def run(context: Context) -> list[Section]:

@@ -16,7 +16,7 @@ from bench.contenders.backstream import BackstreamApp, BackstreamUpstream, start
 from bench.context import Case, Context, Sample, mib, start_bulk_backend
 from bench.net import wait_until_answering
 from bench.processes import Fleet, finish, memory_bytes, read_line, reset_peak
-from bench.report.table import Column, Row, Section, highest, median, number, quotient
+from bench.report.table import Row, Section, highest, median, ratio_within
 from bench.routes import MIB
 
 _ROLES = ("proxy", "agent")
@@ -26,7 +26,7 @@ _COLUMNS = [
     median("bound MiB", "bound", 1),
     median("p99 µs before", "p99.idle"),
     median("p99 µs beside", "p99.beside"),
-    Column("×", lambda row, _: number(quotient(row.median("p99.beside"), row.median("p99.idle")), 1)),
+    ratio_within("×", "p99.beside", "p99.idle"),
 ]
 
 
