@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from bench import soak
+from bench.contenders import binaries
 from bench.context import Context, Options
 from bench.errors import BenchError
 from bench.machine import describe
@@ -50,8 +51,9 @@ def _arguments() -> argparse.Namespace:
         "--contender",
         action="append",
         default=[],
-        metavar="PART",
-        help="only contenders whose key has this part (direct, nginx, backstream-app, …), may be repeated",
+        metavar="PART|NAME=PATH",
+        help="only contenders whose key has this part (direct, nginx, backstream-app, …), or where a binary is "
+        "(frps=/opt/frp/frps); may be repeated",
     )
     parser.add_argument("--repeat", type=_positive, metavar="N", help="turns of each contender (3; 1 with --quick)")
     parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of each turn (5; 1 with --quick)")
@@ -70,13 +72,17 @@ def main() -> int:
         signal.signal(signal.SIGTERM, _terminated)
         return soak.main(sys.argv[2:])
     arguments = _arguments()
+    try:
+        only_contenders = binaries.take(arguments.contender)
+    except BenchError as error:
+        sys.exit(f"--contender: {error}")
     # So that the processes of a terminated run are ended like those of a finished one.
     signal.signal(signal.SIGTERM, _terminated)
     options = Options.for_run(
         quick=arguments.quick,
         duration=arguments.duration,
         repeat=arguments.repeat,
-        contenders=arguments.contender,
+        contenders=only_contenders,
     )
     machine = describe()
     for name, value in machine.items():

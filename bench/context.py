@@ -74,6 +74,8 @@ class Case:
     """None where it is skipped."""
     endpoint: Endpoint | None = None
     """Where the contender runs, if it was started before its first turn."""
+    turns: int | None = None
+    """The most turns it takes, None for as many as the options say."""
 
 
 def in_states(cases: Sequence[Case], states: Mapping[str, str], turn: Callable[[str, Endpoint], Sample]) -> list[Case]:
@@ -86,7 +88,7 @@ def in_states(cases: Sequence[Case], states: Mapping[str, str], turn: Callable[[
         for state, name in states.items():
             row = Row(f"{case.row.key}:{state}", f"{case.row.name}, {name}")
             row.skipped, row.failed = case.row.skipped, case.row.failed
-            found.append(Case(row, partial(turn, state, case.endpoint) if case.endpoint else None))
+            found.append(Case(row, partial(turn, state, case.endpoint) if case.endpoint else None, turns=case.turns))
     return found
 
 
@@ -130,16 +132,18 @@ class Context:
             if not self.options.wants(contender.key):
                 continue
             row = Row(contender.key, contender.name)
-            case = Case(row, None)
+            case = Case(row, None, turns=contender.turns)
             found.append(case)
             row.skipped = contender.missing(fleet)
             if row.skipped:
                 continue
+            before = fleet.count
             try:
                 case.endpoint = self.start(fleet, contender, backend)
                 case.turn = partial(turn, case.endpoint)
             except BenchError as error:
                 self.fail(row, error)
+                fleet.stop_from(before)
         return found
 
     def fail(self, row: Row, error: Exception) -> None:
@@ -151,7 +155,7 @@ class Context:
         """Every case in turn, as often as the options say; one that fails is left out from then on."""
         for number in range(1, self.options.repeat + 1):
             for case in cases:
-                if case.turn is None or case.row.failed:
+                if case.turn is None or case.row.failed or number > (case.turns or number):
                     continue
                 try:
                     sample = case.turn()
@@ -161,7 +165,8 @@ class Context:
                 case.row.add(sample)
                 rate = sample.get("rate")
                 told = "" if rate is None else f": {rate:,.0f}"
-                self.say(f"  {title} {number}/{self.options.repeat}, {case.row.name}{told}")
+                most = min(self.options.repeat, case.turns or self.options.repeat)
+                self.say(f"  {title} {number}/{most}, {case.row.name}{told}")
         return [case.row for case in cases]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.processes import Fleet
-from bench.routes import CLIENT_ID, CLIENT_ID_HEADER
+from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, HOST
 
 _SCRIPT = """\
 done = function(summary, latency, requests)
@@ -48,7 +48,7 @@ def load(fleet: Fleet, port: int, connections: int, seconds: int, *, ca: str = "
             *_wrk_script(fleet.directory),
         ]
         scheme = "https" if ca else "http"
-        argv += ["-H", f"{CLIENT_ID_HEADER}: {CLIENT_ID}", f"{scheme}://127.0.0.1:{port}/small"]
+        argv += ["-H", f"Host: {HOST}", "-H", f"{CLIENT_ID_HEADER}: {CLIENT_ID}", f"{scheme}://127.0.0.1:{port}/small"]
     else:
         argv = [
             sys.executable,

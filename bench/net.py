@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from bench.errors import BenchError
-from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, SMALL
+from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, HOST, SMALL
 
 
 def free_port() -> int:
@@ -26,7 +26,7 @@ def answers(port: int, ca: str = "") -> bool:
         else http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     )
     try:
-        connection.request("GET", "/small", headers={CLIENT_ID_HEADER: CLIENT_ID})
+        connection.request("GET", "/small", headers={"host": HOST, CLIENT_ID_HEADER: CLIENT_ID})
         response = connection.getresponse()
         return response.status == 200 and response.read() == SMALL
     except (OSError, http.client.HTTPException):
@@ -45,3 +45,19 @@ def wait_until_answering(
         if time.monotonic() > deadline:
             raise BenchError(f"{name} did not answer GET /small within {timeout:.0f} s")
         time.sleep(0.05)
+
+
+def wait_until_listening(
+    address: str, port: int, name: str, check: Callable[[], None], *, timeout: float = 15.0
+) -> None:
+    """Wait for somebody to accept connections; BenchError after `timeout` seconds, or what `check` raises."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=1).close()
+            return
+        except OSError:
+            check()
+            if time.monotonic() > deadline:
+                raise BenchError(f"{name} did not listen within {timeout:.0f} s") from None
+            time.sleep(0.02)

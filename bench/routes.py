@@ -10,6 +10,8 @@ messages, of up to 125 bytes, come back). Imported by processes under measuremen
 from time import monotonic_ns
 
 CLIENT_ID = "bench"
+HOST = "bench.localhost"
+"""What clients ask for: some tunnels find the agent by its first part."""
 CLIENT_ID_HEADER = "x-backstream-client-id"
 
 SMALL = b"Hello, world!\n"

@@ -12,6 +12,7 @@ from functools import partial
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import LARGE_BUFFERS, UNBUFFERED, NginxProxy
+from bench.contenders.others import others
 from bench.context import Case, Context, CpuMeter, Sample, peaks, start_bulk_backend
 from bench.processes import Fleet
 from bench.report.table import Row, Section, standard_columns
@@ -36,6 +37,7 @@ def contenders() -> list[Contender]:
         ),
         BackstreamApp(),
         BackstreamUpstream(),
+        *others(f"{UNBUFFERED} {LARGE_BUFFERS}"),
     ]
 
 
@@ -55,6 +57,7 @@ def run(context: Context) -> list[Section]:
                 Case(
                     Row(case.row.key, case.row.name, skipped=case.row.skipped, failed=case.row.failed),
                     partial(turn, key, case.endpoint) if case.endpoint else None,
+                    turns=case.turns,
                 )
                 for case in started
             ]

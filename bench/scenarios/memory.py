@@ -10,6 +10,7 @@ import sys
 from bench.contenders import Contender, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, NginxProxy
+from bench.contenders.others import others
 from bench.context import Case, Context, Sample, mib, start_bulk_backend
 from bench.errors import BenchError
 from bench.processes import Fleet, finish, memory_bytes, read_line, reset_peak
@@ -25,6 +26,7 @@ def run(context: Context) -> list[Section]:
         NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
         BackstreamApp(),
         BackstreamUpstream(),
+        *others(UNBUFFERED, credit=True),
     ]
     cases = []
     with context.fleet() as fleet:
@@ -32,7 +34,7 @@ def run(context: Context) -> list[Section]:
             if not context.options.wants(contender.key):
                 continue
             row = Row(contender.key, contender.name, skipped=contender.missing(fleet))
-            cases.append(Case(row, None if row.skipped else _Turn(context, contender)))
+            cases.append(Case(row, None if row.skipped else _Turn(context, contender), turns=contender.turns))
         rows = context.take_turns("memory", cases)
     size = context.options.bulk_bytes // MIB
     title = f"growth over {size} MiB each way beside a stalled client, worst of {context.options.repeat}, MiB"

@@ -14,6 +14,7 @@ from functools import partial
 from bench.contenders import Contender, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, NginxProxy
+from bench.contenders.others import others
 from bench.context import Context, CpuMeter, Sample, in_states, start_bulk_backend
 from bench.processes import Fleet, Spawned, finish, read_line
 from bench.report.table import Column, Row, Section, median, number, ratio, spread
@@ -44,6 +45,7 @@ def run(context: Context) -> list[Section]:
         NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
         BackstreamApp(),
         BackstreamUpstream(),
+        *others(UNBUFFERED),
     ]
     with context.fleet() as fleet:
         backend = start_bulk_backend(fleet)

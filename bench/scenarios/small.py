@@ -7,6 +7,7 @@ load's window, divided by the requests answered in it; the peak is VmHWM since t
 from bench.contenders import Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamBare, BackstreamSeed, BackstreamUpstream
 from bench.contenders.nginx import INSTALL, NginxProxy, find_nginx
+from bench.contenders.others import others_for_small
 from bench.context import Context, CpuMeter, Sample, peaks, start_small_backend
 from bench.errors import BenchError
 from bench.load import client_name, load
@@ -25,6 +26,7 @@ def run(context: Context) -> list[Section]:
             BackstreamBare(),
             BackstreamUpstream(),
             BackstreamSeed(),
+            *others_for_small(),
         ]
         if not find_nginx():
             context.say(f"  {INSTALL}")

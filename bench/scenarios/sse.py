@@ -12,6 +12,7 @@ from functools import partial
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, NginxProxy
+from bench.contenders.others import others
 from bench.context import Context, Sample, in_states, start_bulk_backend
 from bench.processes import Fleet, Spawned, finish, read_line
 from bench.report.table import Column, Row, Section, median, number, spread
@@ -42,6 +43,7 @@ def run(context: Context) -> list[Section]:
         NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
         BackstreamApp(),
         BackstreamUpstream(),
+        *others(UNBUFFERED),
     ]
     with context.fleet() as fleet:
         backend = start_bulk_backend(fleet)

@@ -13,6 +13,8 @@ from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import INSTALL, UNBUFFERED, NginxProxy, find_nginx
 from bench.contenders.nginx import start_service as start_nginx_service
+from bench.contenders.proxies import Haproxy
+from bench.contenders.tunnels import Chisel, Frp, SshReverse
 from bench.context import Case, Context, Sample
 from bench.load import client_name
 from bench.net import wait_until_answering
@@ -34,7 +36,9 @@ def run(context: Context) -> list[Section]:
         contenders: list[Contender] = [NginxProxy(name="nginx, buffering off", extra=UNBUFFERED, tls=tls)]
         contenders.append(BackstreamApp(tls=tls))
         if not options.quick:
-            contenders = [Direct("nginx service direct"), *contenders, BackstreamUpstream(tls=tls)]
+            contenders = [Direct("nginx service direct"), *contenders, BackstreamUpstream(tls=tls), Haproxy(tls=tls)]
+            # Their own leg is encrypted, and TLS goes from client to service through it.
+            contenders += [Chisel(), Frp(), SshReverse()]
 
         def small_turn(endpoint: Endpoint) -> Sample:
             return small_sample(fleet, endpoint, options.connections, options.duration)
@@ -47,6 +51,7 @@ def run(context: Context) -> list[Section]:
             Case(
                 Row(case.row.key, case.row.name, skipped=case.row.skipped, failed=case.row.failed),
                 partial(bulk_turn, case.endpoint) if case.endpoint else None,
+                turns=case.turns,
             )
             for case in small
         ]

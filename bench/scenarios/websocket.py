@@ -10,6 +10,7 @@ import sys
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import NginxProxy
+from bench.contenders.others import others
 from bench.context import Context, CpuMeter, Sample, peaks
 from bench.errors import BenchError
 from bench.net import free_port, wait_until_answering
@@ -27,6 +28,7 @@ def run(context: Context) -> list[Section]:
             NginxProxy(name="nginx reverse proxy", extra=UPGRADE),
             BackstreamUpstream(),
             BackstreamApp(),
+            *others(UPGRADE, websockets=True),
         ]
 
         def turn(endpoint: Endpoint) -> Sample:
