@@ -61,6 +61,12 @@ class Options:
             )
         return replace(options, duration=duration or options.duration, repeat=repeat or options.repeat)
 
+    def of(self, endpoint: Endpoint) -> "Options":
+        """How much to measure at an endpoint: less if it is a brief one."""
+        if not endpoint.brief:
+            return self
+        return replace(self, duration=min(self.duration, 2), bulk_bytes=min(self.bulk_bytes, 256 * MIB))
+
     def wants(self, key: str) -> bool:
         return not self.only_contenders or any(part in key for part in self.only_contenders)
 
@@ -76,6 +82,11 @@ class Case:
     """Where the contender runs, if it was started before its first turn."""
     turns: int | None = None
     """The most turns it takes, None for as many as the options say."""
+
+
+def turns_of(contender: Contender) -> int | None:
+    """For `Case.turns`."""
+    return 1 if contender.brief else None
 
 
 def in_states(cases: Sequence[Case], states: Mapping[str, str], turn: Callable[[str, Endpoint], Sample]) -> list[Case]:
@@ -115,7 +126,7 @@ class Context:
     def start(self, fleet: Fleet, contender: Contender, backend: Endpoint) -> Endpoint:
         """Start a contender and wait for its first answer."""
         self.say(f"  starting {contender.name}")
-        endpoint = contender.start(fleet, backend)
+        endpoint = replace(contender.start(fleet, backend), brief=contender.brief)
         wait_until_answering(endpoint.port, contender.name, fleet.check, ca=endpoint.ca)
         return endpoint
 
@@ -132,7 +143,7 @@ class Context:
             if not self.options.wants(contender.key):
                 continue
             row = Row(contender.key, contender.name)
-            case = Case(row, None, turns=contender.turns)
+            case = Case(row, None, turns=turns_of(contender))
             found.append(case)
             row.skipped = contender.missing(fleet)
             if row.skipped:
@@ -145,6 +156,10 @@ class Context:
                 self.fail(row, error)
                 fleet.stop_from(before)
         return found
+
+    def beside(self, contenders: Sequence[Contender]) -> list[Contender]:
+        """The brief ones of a scenario; none with --quick, unless they are asked for by key."""
+        return [] if self.options.quick and not self.options.only_contenders else list(contenders)
 
     def fail(self, row: Row, error: Exception) -> None:
         row.failed = str(error)

@@ -18,6 +18,8 @@ class Endpoint:
     pids: dict[str, int]
     ca: str = ""
     """The file to verify it with, where it speaks TLS."""
+    brief: bool = False
+    """Its contender's."""
 
 
 class Contender(ABC):
@@ -27,10 +29,8 @@ class Contender(ABC):
     name: str
     install: str = ""
     """The one command that installs it; empty where there is nothing to install, or no command does."""
-    turns: int | None = None
-    """The most turns of it in a run, None for as many as the options say: what is there for comparison only needs no
-    spread, and there are many of it.
-    """
+    brief: bool = False
+    """Whether one short turn is enough: there are many that are there for comparison only."""
 
     def missing(self, fleet: Fleet) -> str | None:
         """Why it can't be started here and how to install it, in a line; None if it can."""
@@ -65,7 +65,7 @@ class Program(Contender):
     version_flags: Sequence[str] = ("--version",)
     module: str = ""
     """Where its version is written in a Go binary that does not know it."""
-    turns: int | None = 1
+    brief = True
 
     def missing(self, fleet: Fleet) -> str | None:
         absent = [name for name in self.binaries if binaries.find(name) is None]

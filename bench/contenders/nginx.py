@@ -77,7 +77,7 @@ class NginxProxy(Program):
     binaries = ("nginx",)
     version_flags = ("-v",)
     install = _COMMAND
-    turns = None
+    brief = False
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from bench.processes import Fleet
 class _Python(Contender):
     packages: Sequence[str]
     install = "pip install '.[bench]'"
-    turns = 1
+    brief = True
 
     def missing(self, fleet: Fleet) -> str | None:
         absent = [name for name in self.packages if find_spec(name) is None]

@@ -26,7 +26,7 @@ KINDS = {
 }
 
 
-def contenders() -> list[Contender]:
+def contenders(context: Context) -> list[Contender]:
     return [
         Direct("bench service direct"),
         NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
@@ -37,7 +37,7 @@ def contenders() -> list[Contender]:
         ),
         BackstreamApp(),
         BackstreamUpstream(),
-        *others(f"{UNBUFFERED} {LARGE_BUFFERS}"),
+        *context.beside(others(f"{UNBUFFERED} {LARGE_BUFFERS}")),
     ]
 
 
@@ -49,9 +49,11 @@ def run(context: Context) -> list[Section]:
 
         def turn(key: str, endpoint: Endpoint) -> Sample:
             _, direction, framing = key.split("-")
-            return bulk_sample(fleet, endpoint, direction, options.bulk_bytes, chunked=framing == "chunked")
+            return bulk_sample(
+                fleet, endpoint, direction, options.of(endpoint).bulk_bytes, chunked=framing == "chunked"
+            )
 
-        started = context.cases(fleet, contenders(), backend, partial(turn, "bulk-down-sized"))
+        started = context.cases(fleet, contenders(context), backend, partial(turn, "bulk-down-sized"))
         for key, kind in KINDS.items():
             cases = [
                 Case(

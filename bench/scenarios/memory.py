@@ -11,7 +11,7 @@ from bench.contenders import Contender, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, NginxProxy
 from bench.contenders.others import others
-from bench.context import Case, Context, Sample, mib, start_bulk_backend
+from bench.context import Case, Context, Sample, mib, start_bulk_backend, turns_of
 from bench.errors import BenchError
 from bench.processes import Fleet, finish, memory_bytes, read_line, reset_peak
 from bench.report.table import Row, Section, highest, median
@@ -26,7 +26,7 @@ def run(context: Context) -> list[Section]:
         NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
         BackstreamApp(),
         BackstreamUpstream(),
-        *others(UNBUFFERED, credit=True),
+        *context.beside(others(UNBUFFERED, credit=True)),
     ]
     cases = []
     with context.fleet() as fleet:
@@ -34,7 +34,7 @@ def run(context: Context) -> list[Section]:
             if not context.options.wants(contender.key):
                 continue
             row = Row(contender.key, contender.name, skipped=contender.missing(fleet))
-            cases.append(Case(row, None if row.skipped else _Turn(context, contender), turns=contender.turns))
+            cases.append(Case(row, None if row.skipped else _Turn(context, contender), turns=turns_of(contender)))
         rows = context.take_turns("memory", cases)
     size = context.options.bulk_bytes // MIB
     title = f"growth over {size} MiB each way beside a stalled client, worst of {context.options.repeat}, MiB"
@@ -70,7 +70,7 @@ class _Turn:
         if read_line(stalled, timeout=15) != "ready":
             raise BenchError("the stalled client did not begin")
         for direction in ("down", "up"):
-            bulk_sample(fleet, endpoint, direction, self._context.options.bulk_bytes, chunked=True)
+            bulk_sample(fleet, endpoint, direction, self._context.options.of(endpoint).bulk_bytes, chunked=True)
         sample: Sample = {}
         for role, pid in pids.items():
             base, peak = mib(before[role]), mib(memory_bytes(pid, "VmHWM"))

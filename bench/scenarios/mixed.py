@@ -45,13 +45,13 @@ def run(context: Context) -> list[Section]:
         NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
         BackstreamApp(),
         BackstreamUpstream(),
-        *others(UNBUFFERED),
+        *context.beside(others(UNBUFFERED)),
     ]
     with context.fleet() as fleet:
         backend = start_bulk_backend(fleet)
 
         def turn(state: str, endpoint: Endpoint) -> Sample:
-            return mixed_sample(fleet, endpoint, state, context.options.duration)
+            return mixed_sample(fleet, endpoint, state, context.options.of(endpoint).duration)
 
         cases = context.cases(fleet, contenders, backend, partial(turn, "idle"))
         rows = context.take_turns("mixed", in_states(cases, STATES, turn))

@@ -26,13 +26,13 @@ def run(context: Context) -> list[Section]:
             BackstreamBare(),
             BackstreamUpstream(),
             BackstreamSeed(),
-            *others_for_small(),
+            *context.beside(others_for_small()),
         ]
         if not find_nginx():
             context.say(f"  {INSTALL}")
 
         def turn(endpoint: Endpoint) -> Sample:
-            return small_sample(fleet, endpoint, options.connections, options.duration)
+            return small_sample(fleet, endpoint, options.connections, options.of(endpoint).duration)
 
         cases = context.cases(fleet, contenders, backend, turn)
         for case in cases:

@@ -36,15 +36,15 @@ def run(context: Context) -> list[Section]:
         contenders: list[Contender] = [NginxProxy(name="nginx, buffering off", extra=UNBUFFERED, tls=tls)]
         contenders.append(BackstreamApp(tls=tls))
         if not options.quick:
-            contenders = [Direct("nginx service direct"), *contenders, BackstreamUpstream(tls=tls), Haproxy(tls=tls)]
-            # Their own leg is encrypted, and TLS goes from client to service through it.
-            contenders += [Chisel(), Frp(), SshReverse()]
+            contenders = [Direct("nginx service direct"), *contenders, BackstreamUpstream(tls=tls)]
+        # The own leg of these tunnels is encrypted, and TLS goes from client to service through it.
+        contenders += context.beside([Haproxy(tls=tls), Chisel(), Frp(), SshReverse()])
 
         def small_turn(endpoint: Endpoint) -> Sample:
-            return small_sample(fleet, endpoint, options.connections, options.duration)
+            return small_sample(fleet, endpoint, options.connections, options.of(endpoint).duration)
 
         def bulk_turn(endpoint: Endpoint) -> Sample:
-            return bulk_sample(fleet, endpoint, "down", options.bulk_bytes, chunked=False)
+            return bulk_sample(fleet, endpoint, "down", options.of(endpoint).bulk_bytes, chunked=False)
 
         small = context.cases(fleet, contenders, backend, small_turn)
         bulk = [

@@ -28,11 +28,11 @@ def run(context: Context) -> list[Section]:
             NginxProxy(name="nginx reverse proxy", extra=UPGRADE),
             BackstreamUpstream(),
             BackstreamApp(),
-            *others(UPGRADE, websockets=True),
+            *context.beside(others(UPGRADE, websockets=True)),
         ]
 
         def turn(endpoint: Endpoint) -> Sample:
-            return echo_sample(fleet, endpoint, options.connections, options.duration)
+            return echo_sample(fleet, endpoint, options.connections, options.of(endpoint).duration)
 
         rows = context.take_turns("websocket", context.cases(fleet, contenders, start_echo(fleet), turn))
     title = f"WebSocket echo of 32 bytes, {options.connections} connections, {options.duration} s × {options.repeat}"
