@@ -9,6 +9,7 @@ from types import FrameType
 import click
 
 from bench import soak as soaking
+from bench.contenders import binaries
 from bench.context import Context, Options
 from bench.errors import BenchError
 from bench.report import compare as comparing
@@ -83,8 +84,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--contender",
                 multiple=True,
-                metavar="PART",
-                help="Only contenders whose key has this part (direct, nginx, backstream-app, …), may be repeated.",
+                metavar="PART|NAME=PATH",
+                help="Only contenders whose key has this part (direct, nginx, backstream-app, …), or where a binary is "
+                "(frps=/opt/frp/frps); may be repeated.",
             ),
             click.option(
                 "--repeat", type=click.IntRange(1), metavar="N", help="Turns of each contender (3; quick: 1)."
@@ -234,13 +236,14 @@ def _measure(
         raise click.BadParameter(f"there is no directory {json_file.parent}", param_hint="--json")
     try:
         plotter = plots.matplotlib_plotter("svg") if directory is not None else plots.no_plots
+        only_contenders = binaries.take(list(contender))
     except BenchError as error:
         raise _Refused(str(error)) from None
     options = Options.for_run(
         quick=quick,
         duration=duration,
         repeat=repeat,
-        contenders=contender,
+        contenders=only_contenders,
         bulk_bytes=bulk * MIB if bulk is not None else None,
         pin=pin,
     )

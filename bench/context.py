@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
-from bench.contenders import Contender, Endpoint
+from bench.contenders import NEAREST, TUNNELS, Contender, Endpoint
 from bench.contenders.nginx import find_nginx
 from bench.contenders.nginx import start_service as start_nginx_service
 from bench.errors import BenchError
@@ -24,8 +25,8 @@ from bench.routes import MIB
 
 Sample = dict[str, float | None]
 
-QUICK_CONTENDERS = ("backstream", "direct", "nginx")
-"""What keys of contenders begin with that take part in a quick run."""
+Who = Literal["everyone", "tunnels", "nearest"]
+"""Who takes part where nobody says: everyone, or the nearest (`NEAREST`) with or without others' tunnels."""
 _WARM_UP_SECONDS = 0.2
 """Of small requests on one connection, after a contender's first answer."""
 
@@ -39,6 +40,8 @@ class Options:
     """Seconds of load in each turn."""
     repeat: int = 3
     """Turns of each contender."""
+    few: int = 2
+    """Turns where one takes long, and of contenders that are there for comparison only."""
     bulk_bytes: int = 256 * MIB
     connections: int = 64
     other_connections: Sequence[int] = (1, 512)
@@ -74,6 +77,7 @@ class Options:
                 quick=True,
                 duration=1,
                 repeat=1,
+                few=1,
                 bulk_bytes=64 * MIB,
                 other_connections=(1,),
                 agents=(1, 100),
@@ -85,14 +89,17 @@ class Options:
             options,
             duration=duration or options.duration,
             repeat=repeat or options.repeat,
+            few=repeat or options.few,
             bulk_bytes=bulk_bytes or options.bulk_bytes,
         )
 
-    def wants(self, key: str) -> bool:
-        """Whether a contender takes part; in a quick run only the nearest ones, unless others are asked for."""
+    def wants(self, key: str, who: Who = "everyone") -> bool:
+        """Whether a contender takes part: those that the command line names, else `who`, in a quick run the nearest."""
         if self.only_contenders:
             return any(part in key for part in self.only_contenders)
-        return not self.quick or key.startswith(QUICK_CONTENDERS)
+        if key.startswith(NEAREST):
+            return True
+        return not self.quick and (who == "everyone" or (who == "tunnels" and key.partition(":")[0] in TUNNELS))
 
 
 @dataclass(slots=True)
@@ -129,6 +136,7 @@ def again(cases: Sequence[Case], turn: Callable[[Endpoint], Sample]) -> list[Cas
             Row(case.row.key, case.row.name, skipped=case.row.skipped, failed=case.row.failed),
             partial(turn, case.endpoint) if case.endpoint else None,
             case.endpoint,
+            case.turns,
         )
         for case in cases
     ]
@@ -174,29 +182,34 @@ class Context:
         contenders: Sequence[Contender],
         backend: Endpoint,
         turn: Callable[[Endpoint], Sample],
+        who: Who = "everyone",
     ) -> list[Case]:
         """A case for each wanted contender, all of them started, to be kept running side by side."""
         found = []
         for contender in contenders:
-            if not self.options.wants(contender.key):
+            if not self.options.wants(contender.key, who):
                 continue
-            row = Row(contender.key, contender.name)
-            case = Case(row, None, turns=getattr(contender, "turns", None))
+            row = Row(contender.key, contender.name, skipped=contender.missing(fleet))
+            case = Case(row, None, turns=self.turns_of(contender))
             found.append(case)
-            row.skipped = _missing(contender, fleet)
             if row.skipped:
                 continue
-            self._note_version(contender)
+            self.note_version(contender)
+            before = fleet.count
             try:
                 case.endpoint = self.start(fleet, contender, backend)
                 case.turn = partial(turn, case.endpoint)
             except BenchError as error:
                 self.fail(row, error)
+                fleet.stop_from(before)
         return found
 
-    def _note_version(self, contender: Contender) -> None:
-        version: Callable[[], str | None] | None = getattr(contender, "version", None)
-        if contender.key not in self.versions and callable(version) and (found := version()):
+    def turns_of(self, contender: Contender) -> int | None:
+        """For `Case.turns`."""
+        return self.options.few if contender.brief else None
+
+    def note_version(self, contender: Contender) -> None:
+        if contender.key not in self.versions and (found := contender.version()):
             self.versions[contender.key] = found
 
     def fail(self, row: Row, error: Exception) -> None:
@@ -224,13 +237,6 @@ class Context:
                 told = "" if rate is None else f": {rate:,.0f}"
                 self.progress.turn_ended(title, case.row.name, number, most, told)
         return [case.row for case in cases]
-
-
-def _missing(contender: Contender, fleet: Fleet) -> str | None:
-    """Why it can't take part, with the one command that installs it where it names one."""
-    reason = contender.missing(fleet)
-    install = str(getattr(contender, "install", ""))
-    return f"{reason}; install it: {install}" if reason and install and install not in reason else reason
 
 
 def start_small_backend(fleet: Fleet) -> tuple[Endpoint, str]:

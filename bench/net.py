@@ -1,15 +1,16 @@
-"""Small helpers on loopback sockets."""
+"""Small helpers on sockets. ``python -m bench.net ADDRESS PORT`` waits until somebody listens there, for namespaces."""
 
 import http.client
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable
 
 from bench.errors import BenchError
-from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, SMALL
+from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, HOST, SMALL
 
-_HEADERS = {CLIENT_ID_HEADER: CLIENT_ID}
+_HEADERS = {"host": HOST, CLIENT_ID_HEADER: CLIENT_ID}
 
 
 def free_port() -> int:
@@ -64,3 +65,23 @@ def wait_until_answering(
         if time.monotonic() > deadline:
             raise BenchError(f"{name} did not answer GET /small within {timeout:.0f} s")
         time.sleep(0.05)
+
+
+def wait_until_listening(
+    address: str, port: int, name: str, check: Callable[[], None], *, timeout: float = 15.0
+) -> None:
+    """Wait for somebody to accept connections; BenchError after `timeout` seconds, or what `check` raises."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=1).close()
+            return
+        except OSError:
+            check()
+            if time.monotonic() > deadline:
+                raise BenchError(f"{name} did not listen within {timeout:.0f} s") from None
+            time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    wait_until_listening(sys.argv[1], int(sys.argv[2]), "who is waited for", lambda: None)

@@ -74,8 +74,7 @@ class Fleet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._running:
-            self._running.pop().stop()
+        self.stop_from(0)
 
     def spawn(self, name: str, argv: Sequence[str], *, pipes: bool = False) -> Spawned:
         """Start `argv` in the fleet's directory; with `pipes`, as a client, its standard input and output are ours."""
@@ -95,6 +94,16 @@ class Fleet:
         spawned = Spawned(name, process, log)
         self._running.append(spawned)
         return spawned
+
+    @property
+    def count(self) -> int:
+        """How many run."""
+        return len(self._running)
+
+    def stop_from(self, count: int) -> None:
+        """Stop all but the first `count`, the last first: what was started for something that then failed."""
+        while len(self._running) > count:
+            self._running.pop().stop()
 
     def stop(self, spawned: Spawned) -> None:
         spawned.stop()

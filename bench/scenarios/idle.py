@@ -52,8 +52,8 @@ def run(context: Context) -> list[Section]:
             if missing is None and hard != resource.RLIM_INFINITY and hard < count + _SPARE_FILES:
                 row.skipped = f"the hard limit of open files is {hard:,}; raise it: ulimit -Hn {count + _SPARE_FILES}"
             cases.append(Case(row, None if row.skipped else partial(turn, context, count)))
-        rows = context.take_turns("idle", cases)
-    return [Section("idle", f"the proxy's cost of those who ask for nothing × {options.repeat}", _COLUMNS, rows)]
+        rows = context.take_turns("idle", cases, repeat=options.few)
+    return [Section("idle", f"the proxy's cost of those who ask for nothing × {options.few}", _COLUMNS, rows)]
 
 
 def _swarm(fleet: Fleet, port: int, count: int, kind: str) -> Spawned:

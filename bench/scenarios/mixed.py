@@ -4,7 +4,7 @@ them.
 A probe sends small requests over one connection, a millisecond after each answer, and notes each one's
 latency: first with nothing else going on, then during eight endless downloads, then during eight endless
 uploads, all as fast as they go. The machine's cores are shared by all of this, clients included; nginx in
-the same situation is beside it.
+the same situation is beside it. Others' tunnels take part idle and with downloads.
 """
 
 import json
@@ -14,6 +14,7 @@ from functools import partial
 from bench.contenders import Contender, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, NginxProxy
+from bench.contenders.others import others
 from bench.context import Context, CpuMeter, Sample, in_states, start_bulk_backend
 from bench.load import RAW, flood
 from bench.processes import Fleet
@@ -41,6 +42,7 @@ def run(context: Context) -> list[Section]:
         NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
         BackstreamApp(),
         BackstreamUpstream(),
+        *others(UNBUFFERED, uploads=True),
     ]
     with context.fleet() as fleet:
         backend = start_bulk_backend(fleet)
@@ -48,8 +50,13 @@ def run(context: Context) -> list[Section]:
         def turn(state: str, endpoint: Endpoint) -> Sample:
             return mixed_sample(fleet, endpoint, state, context.options.duration)
 
-        cases = context.cases(fleet, contenders, backend, partial(turn, "idle"))
-        rows = context.take_turns("mixed", in_states(cases, STATES, turn))
+        started = context.cases(fleet, contenders, backend, partial(turn, "idle"), "tunnels")
+        cases = [
+            case
+            for case in in_states(started, STATES, turn)
+            if not case.row.key.endswith(":up") or context.options.wants(case.row.key, "nearest")
+        ]
+        rows = context.take_turns("mixed", cases)
     title = f"small requests at a low rate beside {STREAMS} bulk streams, {context.options.duration} s × "
     return [Section("mixed", title + str(context.options.repeat), _COLUMNS, rows, "nginx:idle")]
 
