@@ -53,7 +53,7 @@ MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "recovery": recovery.run,
     "wan": wan.run,
 }
-QUICK = ("small", "bulk", "mixed", "websocket", "sse", "tls")
+QUICK = ("small", "bulk", "mixed", "websocket", "tls")
 """What a quick run does unless asked for more."""
 DIRECTORY = "bench-report"
 
@@ -133,11 +133,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
 
 
-@main.command(short_help="Measure everything, in about ten minutes.")
+@main.command(short_help="Measure everything, in 15 to 25 minutes.")
 @_options
 @click.option("--quick", is_flag=True, help="The same as the command quick.")
 def run(quick: bool, only: tuple[str, ...], **settings: object) -> None:
-    """Measure everything, in about ten minutes, and print one table and the project's targets against it.
+    """Measure everything, in 15 to 25 minutes, and print one table and the project's targets against it.
 
     The exit status is 1 if something failed; a missed target or a skipped contender is no failure.
     """
@@ -231,7 +231,7 @@ def _measure(
     json_file: Path | None,
     directory: Path | None,
 ) -> None:
-    # What can't work is refused now, not after ten minutes.
+    # What can't work is refused now, not after twenty minutes.
     if json_file is not None and not json_file.parent.is_dir():
         raise click.BadParameter(f"there is no directory {json_file.parent}", param_hint="--json")
     try:

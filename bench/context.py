@@ -115,20 +115,6 @@ class Case:
     """The most turns it takes, None for as many as the options say."""
 
 
-def in_states(cases: Sequence[Case], states: Mapping[str, str], turn: Callable[[str, Endpoint], Sample]) -> list[Case]:
-    """Every case once in each state, with KEY:STATE as its row's key.
-
-    states: the key of each and its name in the table. turn: takes a sample in a state.
-    """
-    found = []
-    for case in cases:
-        for state, name in states.items():
-            row = Row(f"{case.row.key}:{state}", f"{case.row.name}, {name}")
-            row.skipped, row.failed = case.row.skipped, case.row.failed
-            found.append(Case(row, partial(turn, state, case.endpoint) if case.endpoint else None, turns=case.turns))
-    return found
-
-
 def again(cases: Sequence[Case], turn: Callable[[Endpoint], Sample]) -> list[Case]:
     """The same contenders, as they run, for another measurement."""
     return [
@@ -202,6 +188,28 @@ class Context:
             except BenchError as error:
                 self.fail(row, error)
                 fleet.stop_from(before)
+        return found
+
+    def in_states(
+        self,
+        cases: Sequence[Case],
+        states: Mapping[str, str],
+        turn: Callable[[str, Endpoint], Sample],
+        *,
+        nearest: Sequence[str] = (),
+    ) -> list[Case]:
+        """Every case once in each state, with KEY:STATE as its row's key.
+
+        states: the key of each and its name in the table. turn: takes a sample in a state. nearest: states in which
+        others take part only where the command line names them.
+        """
+        found = []
+        for case in cases:
+            for state, name in states.items():
+                row = Row(f"{case.row.key}:{state}", f"{case.row.name}, {name}", {}, case.row.skipped, case.row.failed)
+                if state not in nearest or self.options.wants(row.key, "nearest"):
+                    own = partial(turn, state, case.endpoint) if case.endpoint else None
+                    found.append(Case(row, own, turns=case.turns))
         return found
 
     def turns_of(self, contender: Contender) -> int | None:

@@ -28,7 +28,21 @@ NOTED = ("system", "python")
 _CERTAINTY = 2.0
 """Ranges of the turns that a change must exceed."""
 _MORE = ("rate", "bulk")
-_LESS = ("p99", "cpu.proxy", "cpu.agent", "peak.proxy", "peak.agent", "memory", "back", "p99.beside", "p99.return")
+_LESS = (
+    "p99",
+    "p999",
+    "p99.beside",
+    "p99.return",
+    "first.p99",
+    "longest",
+    "again",
+    "cpu.proxy",
+    "cpu.agent",
+    "peak.proxy",
+    "peak.agent",
+    "memory",
+    "back",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def panels(section: Section) -> list[Panel]:
     plans = [[name] for name in headings if name in ("rate", "bulk")]
     plans.append(cpu)
     plans += [[name] for name in headings if name.startswith("p99") or name.startswith("growth.")]
-    plans += [[name] for name in headings if name in ("memory", "back")]
+    plans += [[name] for name in headings if name in ("memory", "back", "again")]
     found = []
     for names in plans:
         bars = [bar for row in section.rows if (bar := _bar(row, names)) is not None]

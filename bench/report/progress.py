@@ -8,17 +8,19 @@ from typing import TextIO
 
 _CLEAR = "\r\x1b[K"
 SHARES: Mapping[str, float] = {
-    "small": 3,
-    "bulk": 4,
-    "mixed": 3,
-    "sse": 2,
+    "small": 6,
+    "bulk": 5,
+    "mixed": 5,
+    "sse": 5,
     "agents": 2,
     "stalled": 2,
     "idle": 3,
-    "tls": 3,
-    "wan": 4,
+    "rate": 2,
+    "connections": 4,
+    "recovery": 3,
+    "wan": 11,
 }
-"""Roughly how much of a run each scenario takes, of those that are not like most: those have 1."""
+"""Roughly how much of a run each scenario takes, of those that are not like most: those have 1, some half a minute."""
 
 
 class Progress:

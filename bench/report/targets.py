@@ -4,9 +4,10 @@ A target is met, or MISSED, only where the turns' whole range is on one side of 
 this run did not measure (a contender is absent, a scenario was left out) is not listed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bench.contenders import TUNNELS
 from bench.report.spread import Measure, Verdict, ratio, total
 from bench.report.table import Row, Section
 
@@ -14,6 +15,7 @@ Sections = Mapping[str, Section]
 Value = Callable[[Sections], Measure | None]
 
 OURS = {"backstream-app": "in-process", "backstream-upstream": "upstream"}
+_APP, _UPSTREAM = OURS
 BULK = {
     "bulk-down-sized": "download, Content-Length",
     "bulk-down-chunked": "download, chunked",
@@ -21,19 +23,6 @@ BULK = {
     "bulk-up-chunked": "upload, chunked",
 }
 ORIGINAL = "original"
-TUNNELS = (
-    "bore",
-    "chisel",
-    "frp",
-    "piko",
-    "rathole",
-    "sish",
-    "ssh",
-    "ssh-r",
-    "websockets",
-    "websockets-tunnel",
-)
-"""Keys of other contenders that are a pair of processes with a line between them, beside the original."""
 _NOT_THE_WAY = ("cpu.client", "cpu.service")
 """CPU of those at both ends, whoever is between them."""
 
@@ -75,10 +64,15 @@ def cpu_between(row: Row | None) -> Measure | None:
     return total([row.measure(name) for name in names]) if row else None
 
 
-def fastest_tunnel(sections: Sections, section: str) -> Row | None:
-    """The other tunnel with the highest rate."""
-    rows = [row for key in TUNNELS if (row := _row(sections, section, key)) is not None]
+def fastest(sections: Sections, section: str, keys: Sequence[str]) -> Row | None:
+    """That of these rows with the highest rate."""
+    rows = [row for key in keys if (row := _row(sections, section, key)) is not None and row.samples]
     return max(rows, key=lambda row: row.median("rate") or 0.0, default=None)
+
+
+def fastest_tunnel(sections: Sections, section: str) -> Row | None:
+    """Of others."""
+    return fastest(sections, section, TUNNELS)
 
 
 def against(section: str, row: str, sample: str, to: str, to_sample: str = "") -> Value:
@@ -149,44 +143,25 @@ def _most_agents(sections: Sections) -> Measure | None:
     return sections["agents"].compared(rows[-1].key, "cpu.proxy") if len(rows) > 1 else None
 
 
-def _long_lines(sections: Sections, loss: float) -> list[tuple[Section, str]]:
-    """One stream's sections of lines with a round trip of 100 ms, and the end of their rows' keys."""
-    return [
-        (section, cell)
-        for key, section in sections.items()
-        if key.split("-")[0] == "wan"
-        for cell in sorted({row.key.partition(":")[2] for row in section.rows})
-        if _is_line(cell, loss)
-    ]
+def _line(loss: float, others: Sequence[str]) -> Value:
+    """One stream of ours against the best of the others on a line of 100 ms, in the direction where it is worst.
 
-
-def _is_line(cell: str, loss: float) -> bool:
-    """Whether ``100ms:1`` (or ``100ms:1%``) is the line of 100 ms with this loss in percent."""
-    round_trip, _, rest = cell.partition(":")
-    try:
-        return round_trip == "100ms" and float(rest.rstrip("% ") or 0) == loss
-    except ValueError:
-        return False
-
-
-def _line(loss: float, others: tuple[str, ...]) -> Value:
-    """Ours against the best of the others on that line, in the direction where it is worst."""
+    loss: in percent.
+    """
+    cell = f"100ms:{loss:g}"
 
     def value(sections: Sections) -> Measure | None:
         found = []
-        for section, cell in _long_lines(sections, loss):
-            rows = [row for key in others if (row := section.row(f"{key}:{cell}")) is not None and row.samples]
-            best = max(rows, key=lambda row: row.median("rate") or 0.0, default=None)
-            ours = section.row(f"backstream-app:{cell}")
-            if best is not None and ours is not None:
-                found.append(ratio(ours.measure("rate"), best.measure("rate")))
+        for section in ("wan-down", "wan-up"):
+            best = fastest(sections, section, [f"{key}:{cell}" for key in others])
+            ours = _measure(sections, section, f"{_APP}:{cell}", "rate")
+            found.append(ratio(ours, best.measure("rate") if best else None))
         return min((part for part in found if part is not None), key=lambda part: part.value, default=None)
 
     return value
 
 
 _SMALL = "small requests"
-_APP, _UPSTREAM = OURS
 
 TARGETS = [
     Target(
@@ -243,7 +218,7 @@ TARGETS = [
         for key, state, limit in (("idle", "idle", 1.0), ("down", "beside 8 downloads", 3.0))
         for row, name in OURS.items()
     ),
-    Target("one stream on a line of 100 ms, against plain TCP", 0.9, False, _line(0, ("tcp",))),
+    Target("one stream on a line of 100 ms, against plain TCP", 0.9, False, _line(0, ["tcp"])),
     Target("one stream on a line of 100 ms and 1 % loss, against the best tunnel", 1.0, False, _line(1, TUNNELS)),
     *(
         Target(f"growth of the {role} beside a stalled client", 32, True, _growth("memory", role), " MiB")

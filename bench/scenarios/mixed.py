@@ -15,7 +15,7 @@ from bench.contenders import Contender, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, NginxProxy
 from bench.contenders.others import others
-from bench.context import Context, CpuMeter, Sample, in_states, start_bulk_backend
+from bench.context import Context, CpuMeter, Sample, start_bulk_backend
 from bench.load import RAW, flood
 from bench.processes import Fleet
 from bench.report.table import Section, median, ratio, spread
@@ -51,12 +51,7 @@ def run(context: Context) -> list[Section]:
             return mixed_sample(fleet, endpoint, state, context.options.duration)
 
         started = context.cases(fleet, contenders, backend, partial(turn, "idle"), "tunnels")
-        cases = [
-            case
-            for case in in_states(started, STATES, turn)
-            if not case.row.key.endswith(":up") or context.options.wants(case.row.key, "nearest")
-        ]
-        rows = context.take_turns("mixed", cases)
+        rows = context.take_turns("mixed", context.in_states(started, STATES, turn, nearest=["up"]))
     title = f"small requests at a low rate beside {STREAMS} bulk streams, {context.options.duration} s × "
     return [Section("mixed", title + str(context.options.repeat), _COLUMNS, rows, "nginx:idle")]
 

@@ -15,7 +15,7 @@ from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, NginxProxy
 from bench.contenders.others import others
-from bench.context import Context, Sample, in_states, start_bulk_backend
+from bench.context import Context, Sample, start_bulk_backend
 from bench.load import RAW, flood
 from bench.processes import Fleet
 from bench.report.table import Column, Row, Section, median, number, spread
@@ -57,12 +57,7 @@ def run(context: Context) -> list[Section]:
             return _sample(fleet, endpoint, state, context.options.duration)
 
         started = context.cases(fleet, contenders, backend, partial(turn, "idle"), "tunnels")
-        cases = [
-            case
-            for case in in_states(started, STATES, turn)
-            if case.row.key.endswith(":down") or context.options.wants(case.row.key, "nearest")
-        ]
-        rows = context.take_turns("sse", cases)
+        rows = context.take_turns("sse", context.in_states(started, STATES, turn, nearest=["idle"]))
     title = f"delay of Server-Sent Events, one each 5 ms, {context.options.duration} s × {context.options.repeat}"
     return [Section("sse", title, _COLUMNS, rows)]
 

@@ -79,7 +79,7 @@ CONTENDERS = {"tcp": "plain TCP", "backstream-app": "backstream, ASGI app"}
 DIRECTIONS = {"down": "download", "up": "upload"}
 
 
-_COLUMNS = [
+COLUMNS = [
     median("MiB/s", "rate", 1),
     ratio("× TCP", "rate", lambda row: f"tcp:{row.key.partition(':')[2]}"),
 ]
@@ -129,7 +129,7 @@ def run(context: Context) -> list[Section]:
             f"wan-{direction}" if streams == 1 else f"wan{streams}-{direction}",
             f"{DIRECTIONS[direction]}, {f'{streams} streams' if streams > 1 else 'one stream'}, after warm-up, "
             f"{MBIT} Mbit/s, {congestion_control()}",
-            _COLUMNS,
+            COLUMNS,
             found,
         )
         for (direction, streams), found in rows.items()

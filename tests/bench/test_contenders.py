@@ -4,19 +4,21 @@ import json
 import stat
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench.contenders import Contender, Direct, Endpoint, binaries
+from bench.contenders import TUNNELS, Contender, Direct, Endpoint, binaries
 from bench.contenders.nginx import NginxProxy
 from bench.contenders.others import others, others_for_small
 from bench.contenders.proxies import envoy_config, haproxy_config
-from bench.contenders.tunnels import frp_configs, rathole_configs
-from bench.context import Context, Options, start_bulk_backend
+from bench.contenders.tunnels import Route, frp_configs, rathole_configs, tunnels
+from bench.context import Case, Context, Options, start_bulk_backend
 from bench.errors import BenchError
 from bench.net import wait_until_answering
 from bench.processes import Fleet
+from bench.report.table import Row
 from bench.scenarios.websocket import UPGRADE
 
 KEYS = ["nginx", *(contender.key for contender in others_for_small())]
@@ -125,16 +127,19 @@ def test_envoy_listens_and_forwards_where_it_should() -> None:
 
 
 def test_frp_and_rathole_agree_on_where_they_meet() -> None:
-    server, client = frp_configs(1, 2, 3, tls=False)
-    assert "bindPort = 1\n" in server
+    route = Route(port=2, service=3, address="10.9.8.7", meeting=1)
+    server, client = frp_configs(route)
+    assert 'bindAddr = "10.9.8.7"\nbindPort = 1\n' in server
+    assert 'serverAddr = "10.9.8.7"\n' in client
     assert "serverPort = 1\n" in client
     assert "remotePort = 2\n" in client
     assert "localPort = 3\n" in client
     assert "tls.enable = false\n" in client
-    server, client = rathole_configs(1, 2, 3)
-    assert 'bind_addr = "127.0.0.1:1"\n' in server
+    assert "tls.enable = true\n" in frp_configs(replace(route, tls=True))[1]
+    server, client = rathole_configs(route)
+    assert 'bind_addr = "10.9.8.7:1"\n' in server
     assert 'bind_addr = "127.0.0.1:2"\n' in server
-    assert 'remote_addr = "127.0.0.1:1"\n' in client
+    assert 'remote_addr = "10.9.8.7:1"\n' in client
     assert 'local_addr = "127.0.0.1:3"\n' in client
 
 
@@ -144,13 +149,45 @@ def test_only_those_with_the_ability_are_taken() -> None:
     assert everybody - {contender.key for contender in others(credit=True)} == {"websockets", "sish"}
 
 
-def test_brief_ones_take_one_short_turn_and_none_in_a_smoke_run(tmp_path: Path) -> None:
-    full = Options.for_run(quick=False, duration=None, repeat=None, contenders=())
-    brief = full.of(Endpoint(1, {}, brief=True))
-    assert (brief.duration, brief.bulk_bytes) < (full.duration, full.bulk_bytes)
-    assert full.of(Endpoint(1, {})) == full
-    quick = Options.for_run(quick=True, duration=None, repeat=None, contenders=())
-    assert Context(quick, tmp_path).beside(others()) == []
+def test_beside_uploads_only_those_that_answer_are_taken() -> None:
+    assert {each.key for each in others()} - {each.key for each in others(uploads=True)} == {"uvicorn"}
+
+
+def test_tunnels_are_known_by_their_keys() -> None:
+    assert [*(tunnel.key for tunnel in tunnels()), "websockets"] == list(TUNNELS)
+
+
+def options(*contenders: str, quick: bool = False, repeat: int | None = None) -> Options:
+    return Options.for_run(quick=quick, duration=None, repeat=repeat, contenders=contenders)
+
+
+def test_who_takes_part_where_nobody_says() -> None:
+    everyone = ("backstream-app", "nginx-64k", "frp:down", "haproxy")
+    assert [key for key in everyone if options().wants(key)] == list(everyone)
+    assert [key for key in everyone if options().wants(key, "tunnels")] == ["backstream-app", "nginx-64k", "frp:down"]
+    assert [key for key in everyone if options().wants(key, "nearest")] == ["backstream-app", "nginx-64k"]
+    assert [key for key in everyone if options(quick=True).wants(key)] == ["backstream-app", "nginx-64k"]
+
+
+def test_those_that_are_named_take_part_everywhere() -> None:
+    for named in (options("haproxy"), options("haproxy", quick=True)):
+        assert named.wants("haproxy", "nearest")
+        assert not named.wants("nginx", "nearest")
+
+
+def test_those_for_comparison_take_fewer_turns_unless_their_number_is_said(tmp_path: Path) -> None:
+    haproxy, nginx = contender_of("haproxy"), NginxProxy()
+    context = Context(options(), tmp_path)
+    assert (context.turns_of(haproxy), context.turns_of(nginx)) == (2, None)
+    assert options(repeat=7).few == 7
+    assert options(quick=True).few == 1
+
+
+def test_in_some_states_only_the_nearest_take_part(tmp_path: Path) -> None:
+    cases = [Case(Row(key, key), None) for key in ("nginx", "frp")]
+    states = {"idle": "idle", "up": "uploads"}
+    found = Context(options(), tmp_path).in_states(cases, states, lambda state, endpoint: {}, nearest=["up"])
+    assert [case.row.key for case in found] == ["nginx:idle", "nginx:up", "frp:idle"]
 
 
 class _Dies(Contender):
@@ -171,24 +208,19 @@ def test_a_contender_that_dies_leaves_the_next_one_alone(tmp_path: Path) -> None
     assert alive.endpoint is not None
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_what_is_installed_answers_and_says_its_version(key: str, fleet: Fleet) -> None:
-    contender = contender_of(key)
+STARTED = ["nginx", "haproxy", "aiohttp", "websockets"]
+"""Those that the suite starts: what CI has installed, one of each kind."""
+
+
+@pytest.mark.parametrize("key", STARTED)
+def test_what_is_installed_answers_says_its_version_and_carries_websockets(key: str, fleet: Fleet) -> None:
+    contender = NginxProxy(extra=UPGRADE) if key == "nginx" else contender_of(key)
     if reason := contender.missing(fleet):
         pytest.skip(reason)
     endpoint = contender.start(fleet, start_bulk_backend(fleet))
     wait_until_answering(endpoint.port, key, fleet.check, timeout=40)
     assert "proxy" in endpoint.pids
     assert contender.version()
-
-
-@pytest.mark.parametrize("key", [contender.key for contender in others(websockets=True)])
-def test_what_is_installed_carries_websockets(key: str, fleet: Fleet) -> None:
-    contender = next(each for each in others(UPGRADE, websockets=True) if each.key == key)
-    if reason := contender.missing(fleet):
-        pytest.skip(reason)
-    endpoint = contender.start(fleet, start_bulk_backend(fleet))
-    wait_until_answering(endpoint.port, key, fleet.check, timeout=40)
     echo = [sys.executable, "-m", "bench.clients.echo", str(endpoint.port), "2", "1"]
     result = json.loads(fleet.run("echo", echo, timeout=40).strip().splitlines()[-1])
     assert result["messages"] > 0

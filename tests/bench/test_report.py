@@ -56,7 +56,6 @@ def test_the_report_has_machine_versions_targets_and_every_row(make: Make, tmp_p
 
 
 def test_a_report_has_a_plot_of_each_section_with_all_contenders(make: Make, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     page = markdown.write(make(), tmp_path, plots.matplotlib_plotter("svg")).read_text()
     assert "![small](small.svg)" in page
     texts = [
@@ -66,7 +65,6 @@ def test_a_report_has_a_plot_of_each_section_with_all_contenders(make: Make, tmp
 
 
 def test_a_plot_can_be_a_png(make: Make, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     markdown.write(make(), tmp_path, plots.matplotlib_plotter("png"))
     assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from bench.contenders import TUNNELS
+from bench.contenders.others import across
 from bench.report import targets
 from bench.report.results import Results
+from bench.scenarios import small, wan
 from tests.bench.conftest import SMALL, Make, section
 
 
@@ -16,6 +19,14 @@ def verdicts(results: Results) -> dict[str, str]:
 def test_what_was_not_measured_is_not_listed(make: Make) -> None:
     assert verdicts(make({"nginx": SMALL["nginx"]})) == {}
     assert targets.render({}) == "targets: none measured (they are about backstream)"
+
+
+def test_what_targets_are_about_has_the_keys_of_contenders_and_lines() -> None:
+    keys = {contender.key for contender in small.contenders("nginx")}
+    assert {"nginx", "backstream-seed", targets.ORIGINAL, *targets.OURS, *TUNNELS} <= keys
+    assert {tunnel.key for tunnel in across()} <= set(TUNNELS)
+    assert [cell.key for cell in wan.CELLS if cell.judged] == ["100ms:0", "100ms:1"]
+    assert [cell.key for cell in wan.CELLS if cell.tunnels] == ["100ms:1"]
 
 
 def test_small_requests_against_nginx_and_the_tunnels(make: Make) -> None:
@@ -43,6 +54,7 @@ def test_a_long_line_is_held_to_tcp_and_to_the_best_tunnel_in_its_worse_directio
         "tcp:100ms:0": {"rate": (100, 101)},
         "backstream-app:100ms:0": {"rate": (99, 100)},
         "backstream-app:20ms:0": {"rate": (1, 1)},
+        "tcp:20ms:0": {"rate": (100, 101)},
         "backstream-app:100ms:1": {"rate": (12, 13)},
         "frp:100ms:1": {"rate": (8, 9)},
         "chisel:100ms:1": {"rate": (5, 6)},
