@@ -36,7 +36,8 @@ def run(measurements: Mapping[str, Measurement], options: Options) -> Results:
             for name, measurement in measurements.items():
                 progress.scenario(name)
                 try:
-                    sections += measurement(context)
+                    # One that has nobody to measure is no table.
+                    sections += [section for section in measurement(context) if section.rows]
                 except BenchError as error:
                     context.failures.append(f"{name}: {error}")
                     context.say(f"  {name}: FAILED: {error}")

@@ -103,6 +103,11 @@ class NginxProxy(Program):
         return Endpoint(port, {"proxy": pid, **backend.pids}, self._tls.cert if self._tls is not None else "")
 
 
+def unbuffered() -> NginxProxy:
+    """For what streams."""
+    return NginxProxy(name="nginx, buffering off", extra=UNBUFFERED)
+
+
 def start_service(fleet: Fleet, *, bulk_bytes: int = 0, tls: Certificate | None = None) -> Endpoint:
     """nginx that answers ``GET /small`` by itself, and ``GET /bytes/N`` from a file for one N."""
     port = free_port()

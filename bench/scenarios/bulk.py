@@ -12,7 +12,7 @@ from functools import partial
 
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
-from bench.contenders.nginx import LARGE_BUFFERS, UNBUFFERED, NginxProxy
+from bench.contenders.nginx import LARGE_BUFFERS, UNBUFFERED, NginxProxy, unbuffered
 from bench.contenders.others import others
 from bench.context import Context, CpuMeter, Sample, again, peaks, start_bulk_backend
 from bench.processes import Fleet
@@ -35,7 +35,7 @@ MANY = {
 def contenders() -> list[Contender]:
     return [
         Direct("bench service direct"),
-        NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
+        unbuffered(),
         NginxProxy(
             key="nginx-64k",
             name="nginx, the same, 64 KiB buffer",

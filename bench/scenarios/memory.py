@@ -9,7 +9,7 @@ import sys
 
 from bench.contenders import Contender, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
-from bench.contenders.nginx import UNBUFFERED, NginxProxy
+from bench.contenders.nginx import UNBUFFERED, unbuffered
 from bench.contenders.others import others
 from bench.context import Case, Context, Sample, mib, start_bulk_backend
 from bench.errors import BenchError
@@ -23,7 +23,7 @@ _ROLES = ("proxy", "agent")
 
 def run(context: Context) -> list[Section]:
     contenders: list[Contender] = [
-        NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
+        unbuffered(),
         BackstreamApp(),
         BackstreamUpstream(),
         *others(UNBUFFERED, credit=True),

@@ -13,7 +13,7 @@ from functools import partial
 
 from bench.contenders import Contender, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
-from bench.contenders.nginx import UNBUFFERED, NginxProxy
+from bench.contenders.nginx import UNBUFFERED, unbuffered
 from bench.contenders.others import others
 from bench.context import Context, CpuMeter, Sample, start_bulk_backend
 from bench.load import RAW, flood
@@ -39,7 +39,7 @@ _COLUMNS = [
 
 def run(context: Context) -> list[Section]:
     contenders: list[Contender] = [
-        NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
+        unbuffered(),
         BackstreamApp(),
         BackstreamUpstream(),
         *others(UNBUFFERED, uploads=True),

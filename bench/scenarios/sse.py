@@ -13,7 +13,7 @@ from functools import partial
 
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
-from bench.contenders.nginx import UNBUFFERED, NginxProxy
+from bench.contenders.nginx import UNBUFFERED, unbuffered
 from bench.contenders.others import others
 from bench.context import Context, Sample, start_bulk_backend
 from bench.load import RAW, flood
@@ -45,7 +45,7 @@ _COLUMNS = [
 def run(context: Context) -> list[Section]:
     contenders: list[Contender] = [
         Direct("bench service direct"),
-        NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
+        unbuffered(),
         BackstreamApp(),
         BackstreamUpstream(),
         *others(UNBUFFERED),

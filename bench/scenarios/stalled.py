@@ -13,7 +13,7 @@ from dataclasses import replace
 from bench.clients.raw import SEGMENT
 from bench.contenders import Contender, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream, start_agent, start_proxy
-from bench.contenders.nginx import UNBUFFERED, NginxProxy
+from bench.contenders.nginx import UNBUFFERED, unbuffered
 from bench.contenders.others import others
 from bench.context import Case, Context, Sample, mib, start_bulk_backend
 from bench.net import wait_until_answering
@@ -36,7 +36,7 @@ def run(context: Context) -> list[Section]:
     count = context.options.stalled
     cases = []
     contenders: list[Contender] = [
-        NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
+        unbuffered(),
         BackstreamApp(),
         BackstreamUpstream(),
         *others(UNBUFFERED, credit=True),
