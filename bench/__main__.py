@@ -1,25 +1,23 @@
-"""``python -m bench``: runs the measurements one after the other and prints one table.
+"""The command line of the bench: ``python -m bench --help``."""
 
-``python -m bench soak`` measures nothing: see soak.py.
-"""
-
-import argparse
-import json
 import signal
 import sys
-import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from bench import soak
+import click
+
+from bench import soak as soaking
+from bench.contenders import binaries
 from bench.context import Context, Options
 from bench.errors import BenchError
-from bench.machine import describe
-from bench.report import targets
+from bench.report import compare as comparing
+from bench.report import markdown, plots, readme, targets
+from bench.report.results import Results
 from bench.report.table import Section, render
+from bench.routes import MIB
+from bench.run import run as measure
 from bench.scenarios import (
     agents,
     bulk,
@@ -55,84 +53,215 @@ MEASUREMENTS: dict[str, Callable[[Context], list[Section]]] = {
     "recovery": recovery.run,
     "wan": wan.run,
 }
+QUICK = ("small", "bulk", "mixed", "websocket", "tls")
+"""What a quick run does unless asked for more."""
+DIRECTORY = "bench-report"
+
+_WORSE, _REFUSED = 1, 2
+_FORMATS = click.Choice(["svg", "png"])
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke run of a minute; its numbers mean little")
-    parser.add_argument(
-        "--only",
-        action="append",
-        choices=list(MEASUREMENTS),
-        metavar="NAME",
-        help=f"one measurement, may be repeated: {', '.join(MEASUREMENTS)}",
-    )
-    parser.add_argument(
-        "--contender",
-        action="append",
-        default=[],
-        metavar="PART",
-        help="only contenders whose key has this part (direct, nginx, backstream-app, …), may be repeated",
-    )
-    parser.add_argument("--repeat", type=_positive, metavar="N", help="turns of each contender (3; 1 with --quick)")
-    parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of each turn (2; 1 with --quick)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
-    return parser.parse_args()
+class _Default(click.Group):
+    """A group whose command is `run` where none is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ("--help", "-h")):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
 
 
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    """Those of every command that measures."""
+    for option in reversed(
+        [
+            click.option(
+                "--only",
+                multiple=True,
+                type=click.Choice(list(MEASUREMENTS)),
+                metavar="NAME",
+                help=f"One measurement, may be repeated: {', '.join(MEASUREMENTS)}.",
+            ),
+            click.option(
+                "--contender",
+                multiple=True,
+                metavar="PART|NAME=PATH",
+                help="Only contenders whose key has this part (direct, nginx, backstream-app, …), or where a binary is "
+                "(frps=/opt/frp/frps); may be repeated.",
+            ),
+            click.option(
+                "--repeat", type=click.IntRange(1), metavar="N", help="Turns of each contender (3; quick: 1)."
+            ),
+            click.option("--duration", type=click.IntRange(1), metavar="S", help="Seconds of each turn (2; quick: 1)."),
+            click.option(
+                "--bulk", type=click.IntRange(1), metavar="MIB", help="MiB of each bulk stream (256; quick: 64)."
+            ),
+            click.option(
+                "--pin",
+                is_flag=True,
+                help="Give clients, services and contenders CPUs of their own: from 4 CPUs on; with fewer nothing is "
+                "pinned, and the run says so.",
+            ),
+            click.option(
+                "--json",
+                "json_file",
+                type=click.Path(dir_okay=False, path_type=Path),
+                metavar="FILE",
+                help="Write every sample there, with the machine and all versions.",
+            ),
+            click.option(
+                "--report",
+                "directory",
+                is_flag=False,
+                flag_value=DIRECTORY,
+                type=click.Path(file_okay=False, path_type=Path),
+                metavar="[DIR]",
+                help=f"Write report.md, its plots and results.json there ({DIRECTORY}).",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
 
 
-def main() -> int:
-    if sys.argv[1:2] == ["soak"]:
-        signal.signal(signal.SIGTERM, _terminated)
-        return soak.main(sys.argv[2:])
-    arguments = _arguments()
+@click.group(cls=_Default, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Measure backstream on loopback, everything beside its yardstick in the same run.
+
+    Without a command it is `run`: its options work without its name.
+    """
     # So that the processes of a terminated run are ended like those of a finished one.
     signal.signal(signal.SIGTERM, _terminated)
+
+
+@main.command(short_help="Measure everything, in 13 to 25 minutes.")
+@_options
+@click.option("--quick", is_flag=True, help="The same as the command quick.")
+def run(quick: bool, only: tuple[str, ...], **settings: object) -> None:
+    """Measure everything, in 13 to 25 minutes, and print one table and the project's targets against it.
+
+    The exit status is 1 if something failed; a missed target or a skipped contender is no failure.
+    """
+    _measure(only or (QUICK if quick else tuple(MEASUREMENTS)), quick=quick, **settings)  # type: ignore[arg-type]
+
+
+@main.command(short_help="A smoke run in under a minute.")
+@_options
+@click.option("--all", "everything", is_flag=True, help=f"Every measurement, not only {', '.join(QUICK)}.")
+def quick(everything: bool, only: tuple[str, ...], **settings: object) -> None:
+    """A smoke run in under a minute: one short turn each, whose numbers mean little.
+
+    Only the contenders nearest to backstream take part, unless --contender names others.
+    """
+    names = only or (tuple(MEASUREMENTS) if everything else QUICK)
+    _measure(names, quick=True, **settings)  # type: ignore[arg-type]
+
+
+@main.command(short_help="Hold two runs against each other, for CI.")
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 100),
+    default=10.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="What a number may be worse by, on top of the spread.",
+)
+@click.option("--force", is_flag=True, help="Compare runs of different machines or settings too.")
+def compare(before: Path, after: Path, tolerance: float, force: bool) -> None:
+    """Compare results that --json wrote: BEFORE and AFTER.
+
+    Prints what got slower or faster by more than the spread of its turns and the tolerance. The exit status is 0 if
+    nothing of backstream got worse, 1 if something did, 2 if the runs can't be compared.
+    """
+    try:
+        found = comparing.compare(Results.read(before), Results.read(after), tolerance=tolerance / 100, force=force)
+    except BenchError as error:
+        raise _Refused(str(error)) from None
+    click.echo(found.render(tolerance / 100))
+    sys.exit(_WORSE if found.worse else 0)
+
+
+@main.command(short_help="Make a report of results anew.")
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(DIRECTORY),
+    show_default=True,
+    metavar="DIR",
+    help="Where to write it.",
+)
+@click.option("--format", "suffix", type=_FORMATS, default="svg", show_default=True, help="Of the plots.")
+@click.option("--readme", "as_readme", is_flag=True, help="Print the README's table of figures instead.")
+def report(results: Path, out: Path, suffix: str, as_readme: bool) -> None:
+    """Make report.md and its plots of RESULTS, a file that --json wrote."""
+    try:
+        found = Results.read(results)
+        if as_readme:
+            click.echo(readme.snippet(found), nl=False)
+        else:
+            click.echo(markdown.write(found, out, plots.matplotlib_plotter(suffix)))
+    except BenchError as error:
+        raise _Refused(str(error)) from None
+
+
+@main.command(short_help="Random traffic, aborts, stalls and kills; then nothing may be left.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True, help="How long.")
+@click.option("--seed", type=int, help="Of what is random; a new one unless given.")
+@click.option("--kill-proxy", is_flag=True, help=f"Kill the proxy too, every {soaking.PROXY_KILL_EVERY:g} s.")
+def soak(seconds: float, seed: int | None, kill_proxy: bool) -> None:
+    """Random traffic, aborts, stalls and kills for a while; then nothing may be left.
+
+    It measures nothing. The exit status is 1, with a line for each reason, if an answer was wrong or missing, or a
+    process holds more than in the beginning.
+    """
+    sys.exit(soaking.main(seconds, seed, kill_proxy=kill_proxy))
+
+
+def _measure(
+    names: tuple[str, ...],
+    *,
+    quick: bool,
+    contender: tuple[str, ...],
+    repeat: int | None,
+    duration: int | None,
+    bulk: int | None,
+    pin: bool,
+    json_file: Path | None,
+    directory: Path | None,
+) -> None:
+    # What can't work is refused now, not after twenty minutes.
+    if json_file is not None and not json_file.parent.is_dir():
+        raise click.BadParameter(f"there is no directory {json_file.parent}", param_hint="--json")
+    try:
+        plotter = plots.matplotlib_plotter("svg") if directory is not None else plots.no_plots
+        only_contenders = binaries.take(list(contender))
+    except BenchError as error:
+        raise _Refused(str(error)) from None
     options = Options.for_run(
-        quick=arguments.quick,
-        duration=arguments.duration,
-        repeat=arguments.repeat,
-        contenders=arguments.contender,
+        quick=quick,
+        duration=duration,
+        repeat=repeat,
+        contenders=only_contenders,
+        bulk_bytes=bulk * MIB if bulk is not None else None,
+        pin=pin,
     )
-    machine = describe()
-    for name, value in machine.items():
-        print(f"{name:>10}: {value}", flush=True)
-    begin = time.monotonic()
-    sections: list[Section] = []
-    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as directory:
-        context = Context(options, Path(directory))
-        for name in arguments.only or MEASUREMENTS:
-            context.say(f"{name} ({time.monotonic() - begin:.0f} s)")
-            try:
-                sections += MEASUREMENTS[name](context)
-            except BenchError as error:
-                context.failures.append(f"{name}: {error}")
-                context.say(f"  {name}: FAILED: {error}")
-    by_key = {section.key: section for section in sections}
-    print(f"\n{render(sections)}\n\n{targets.render(by_key)}\n\n{time.monotonic() - begin:.0f} s in all")
-    for failure in context.failures:
+    results = measure({name: MEASUREMENTS[name] for name in MEASUREMENTS if name in names}, options)
+    print(f"\n{render(results.sections)}\n\n{targets.render(results.by_key)}\n\n{results.seconds:.0f} s in all")
+    for failure in results.failures:
         print(f"FAILED: {failure}", file=sys.stderr)
-    if arguments.json:
-        arguments.json.write_text(_as_json(machine, options, sections, context.failures))
-    return 1 if context.failures else 0
+    if json_file is not None:
+        json_file.write_text(results.to_json())
+    if directory is not None:
+        print(markdown.write(results, directory, plotter))
+    sys.exit(1 if results.failures else 0)
 
 
-def _as_json(machine: dict[str, str], options: Options, sections: list[Section], failures: list[str]) -> str:
-    document = {
-        "machine": machine,
-        "options": asdict(options),
-        "sections": {
-            section.key: {"title": section.title, "rows": [asdict(row) for row in section.rows]} for section in sections
-        },
-        "targets": targets.verdicts({section.key: section for section in sections}),
-        "failures": failures,
-    }
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+class _Refused(click.ClickException):
+    """What can't be done with what was given."""
+
+    exit_code = _REFUSED
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
@@ -140,7 +269,4 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main(prog_name="python -m bench")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.processes import Fleet, finish, read_line
-from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, MIB
+from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, HOST, MIB
 
 RAW = [sys.executable, "-m", "bench.clients.raw"]
 """Begins a command line of clients/raw.py."""
@@ -60,7 +60,7 @@ def load(
         ]
         scheme = "https" if ca else "http"
         argv += ["-H", "Connection: close"] * fresh
-        argv += ["-H", f"{CLIENT_ID_HEADER}: {CLIENT_ID}", f"{scheme}://127.0.0.1:{port}/small"]
+        argv += ["-H", f"Host: {HOST}", "-H", f"{CLIENT_ID_HEADER}: {CLIENT_ID}", f"{scheme}://127.0.0.1:{port}/small"]
     else:
         argv = [
             sys.executable,

@@ -14,19 +14,33 @@ from bench.contenders.nginx import find_nginx
 
 
 def describe() -> dict[str, str]:
-    """Machine, system and versions of everything that takes part; what is absent says so."""
+    """The machine and its system, each in a few words."""
     return {
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {_memory()}",
+        "processor": _processor(),
+        "cores": _cores(),
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / (1 << 30):.0f} GiB",
+        "architecture": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
         "load": f"{os.getloadavg()[0]:.2f} in the last minute; numbers of a busy machine are worth little",
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})",
-        "packages": ", ".join(
-            f"{name} {_package(name)}" for name in ("backstream", "uvloop", "picows", "httptools", "protobuf")
-        ),
-        "backstream": backstream_command() or "absent",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "command": backstream_command() or "absent",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that always takes part; what is absent says so. Contenders tell their own."""
+    return {
+        **{name: _package(name) for name in ("backstream", "uvloop", "picows", "httptools", "protobuf")},
+        "commit": _commit(),
         "nginx": _output([find_nginx() or "", "-v"], r"nginx/(\S+)"),
         "wrk": _output([shutil.which("wrk") or "", "-v"], r"wrk (\S+)"),
     }
+
+
+def _cores() -> str:
+    count = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else count
+    return str(count) if usable == count else f"{usable} of {count}"
 
 
 def _processor() -> str:
@@ -37,10 +51,6 @@ def _processor() -> str:
     return match[1] if match else platform.processor() or platform.machine()
 
 
-def _memory() -> str:
-    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / (1 << 30):.0f} GiB"
-
-
 def _package(name: str) -> str:
     try:
         return metadata.version(name)
@@ -48,9 +58,18 @@ def _package(name: str) -> str:
         return "absent"
 
 
+def _commit() -> str:
+    """Of this checkout, with a + where files differ from it."""
+    found = _output(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"], r"^(\w+\+?)$")
+    return found if found != "unknown version" else "none"
+
+
 def _output(argv: list[str], pattern: str) -> str:
     if not argv[0]:
         return "absent"
-    result = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
-    match = re.search(pattern, result.stdout + result.stderr)
+    try:
+        result = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown version"
+    match = re.search(pattern, result.stdout + result.stderr, re.MULTILINE)
     return match[1] if match else "unknown version"

@@ -10,12 +10,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from bench.errors import BenchError
+from bench.pinning import Pinning
 
 HAVE_PROC = Path("/proc/self/stat").exists()
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -60,8 +61,9 @@ class Spawned:
 class Fleet:
     """A context manager that owns processes: those still running at its end are stopped."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, environment: Mapping[str, str], pinning: Pinning | None = None) -> None:
         self.directory = directory
+        self._pinning = pinning
         self._environment = dict(environment)
         self._running: list[Spawned] = []
         self._count = 0
@@ -72,14 +74,14 @@ class Fleet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._running:
-            self._running.pop().stop()
+        self.stop_from(0)
 
     def spawn(self, name: str, argv: Sequence[str], *, pipes: bool = False) -> Spawned:
-        """Start `argv` in the fleet's directory; with `pipes` its standard input and output are ours."""
+        """Start `argv` in the fleet's directory; with `pipes`, as a client, its standard input and output are ours."""
         self._count += 1
         log = self.directory / f"{self._count}-{name.replace(' ', '-')}.log"
-        with log.open("wb") as output:
+        pinned = self._pinning.applied(name, client=pipes) if self._pinning is not None else nullcontext()
+        with log.open("wb") as output, pinned:
             process = subprocess.Popen(
                 argv,
                 cwd=self.directory,
@@ -92,6 +94,16 @@ class Fleet:
         spawned = Spawned(name, process, log)
         self._running.append(spawned)
         return spawned
+
+    @property
+    def count(self) -> int:
+        """How many run."""
+        return len(self._running)
+
+    def stop_from(self, count: int) -> None:
+        """Stop all but the first `count`, the last first: what was started for something that then failed."""
+        while len(self._running) > count:
+            self._running.pop().stop()
 
     def stop(self, spawned: Spawned) -> None:
         spawned.stop()

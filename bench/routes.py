@@ -11,6 +11,8 @@ bytes, come back). Imported by processes under measurement: keep it free of impo
 from time import monotonic_ns
 
 CLIENT_ID = "bench"
+HOST = "bench.localhost"
+"""What clients ask for: some tunnels find the agent by its first part."""
 CLIENT_ID_HEADER = "x-backstream-client-id"
 
 SMALL = b"Hello, world!\n"

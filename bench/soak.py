@@ -12,7 +12,6 @@ grown by more than GROWTH, and none has logged a traceback. Otherwise a line say
 is 1.
 """
 
-import argparse
 import asyncio
 import json
 import random
@@ -481,19 +480,15 @@ async def _some(reader: asyncio.StreamReader, most: int, pause: float) -> bytes:
     return data
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench soak", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=600.0, help="how long (600)")
-    parser.add_argument("--seed", type=int, help="of what is random; a new one unless given")
-    parser.add_argument("--kill-proxy", action="store_true", help=f"kill the proxy too, every {PROXY_KILL_EVERY:g} s")
-    options = parser.parse_args(arguments)
-    seed = options.seed if options.seed is not None else random.randrange(1 << 32)
-    print(f"soak of {options.seconds:g} s, --seed {seed}", flush=True)
+def main(seconds: float, seed: int | None, *, kill_proxy: bool) -> int:
+    """The exit status. seed: of what is random; a new one if None."""
+    seed = seed if seed is not None else random.randrange(1 << 32)
+    print(f"soak of {seconds:g} s, --seed {seed}", flush=True)
     allow_open_files()
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as directory:
         context = Context(Options(), Path(directory))
         with context.fleet() as fleet:
-            soak = Soak(fleet, options.seconds, seed, kill_proxy=options.kill_proxy)
+            soak = Soak(fleet, seconds, seed, kill_proxy=kill_proxy)
             try:
                 run(soak.run())
             except BenchError as error:

@@ -13,7 +13,7 @@ from typing import cast
 
 from bench.aio import run
 from bench.clients.closed_loop import summary
-from bench.routes import CLIENT_ID, CLIENT_ID_HEADER
+from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, HOST
 
 MESSAGE = b"0123456789abcdef" * 2
 MASK = b"\x37\xfa\x21\x3d"
@@ -21,7 +21,7 @@ SENT = bytes((0x81, 0x80 | len(MESSAGE))) + MASK + bytes(byte ^ MASK[at % 4] for
 EXPECTED = bytes((0x81, len(MESSAGE))) + MESSAGE
 
 _HANDSHAKE = (
-    "GET /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    f"GET /echo HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
     f"{CLIENT_ID_HEADER}: {CLIENT_ID}\r\n\r\n"
 ).encode()

@@ -31,7 +31,7 @@ from functools import partial
 from bench.aio import allow_open_files
 from bench.clients.framing import ChunkCounter
 from bench.clients.percentiles import percentiles
-from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, SMALL
+from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, HOST, SMALL
 
 _BUFFER = bytearray(1 << 20)
 _VIEW = memoryview(_BUFFER)
@@ -51,7 +51,7 @@ def connect(port: int, ca: str | None = None, host: str = "127.0.0.1") -> socket
 
 
 def request(method: str, target: str, *fields: str) -> bytes:
-    lines = [f"{method} {target} HTTP/1.1", "host: localhost", f"{CLIENT_ID_HEADER}: {CLIENT_ID}", *fields]
+    lines = [f"{method} {target} HTTP/1.1", f"host: {HOST}", f"{CLIENT_ID_HEADER}: {CLIENT_ID}", *fields]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 

@@ -1,10 +1,12 @@
-"""Contenders: the things compared. Each knows whether it is installed, and how to start itself before a
-backend.
+"""Contenders: the things compared. Each knows whether it is installed, which command installs it, and how to start
+itself before a backend.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.contenders import binaries
 from bench.processes import Fleet
 
 
@@ -18,14 +20,28 @@ class Endpoint:
     """The file to verify it with, where it speaks TLS."""
 
 
+NEAREST = ("backstream", "direct", "nginx")
+"""What keys begin with of those that take part everywhere: this project, and its yardstick."""
+TUNNELS = ("chisel", "frp", "rathole", "bore", "ssh", "sish", "piko", "websockets")
+"""Keys of others' reverse tunnels: a pair of processes with a line between them, as this project's are."""
+
+
 class Contender(ABC):
     """One way from client to service."""
 
     key: str
     name: str
+    install: str = ""
+    """The one command that installs it; empty where there is nothing to install, or no command does."""
+    brief: bool = False
+    """Whether few turns are enough: there are many that are there for comparison only."""
 
     def missing(self, fleet: Fleet) -> str | None:
         """Why it can't be started here and how to install it, in a line; None if it can."""
+        return None
+
+    def version(self) -> str | None:
+        """What its binary says of its version, None if that is unknown or it is absent."""
         return None
 
     @abstractmethod
@@ -43,3 +59,21 @@ class Direct(Contender):
 
     def start(self, fleet: Fleet, backend: Endpoint) -> Endpoint:
         return backend
+
+
+class Program(Contender):
+    """A contender that is a binary, or several, of others."""
+
+    binaries: Sequence[str]
+    """Their names; the first is asked for its version."""
+    version_flags: Sequence[str] = ("--version",)
+    module: str = ""
+    """Where its version is written in a Go binary that does not know it."""
+    brief = True
+
+    def missing(self, fleet: Fleet) -> str | None:
+        absent = [name for name in self.binaries if binaries.find(name) is None]
+        return f"no {', '.join(absent)} found; install it: {self.install}" if absent else None
+
+    def version(self) -> str | None:
+        return binaries.version(self.binaries[0], *self.version_flags, module=self.module)

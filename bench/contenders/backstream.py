@@ -3,14 +3,12 @@
 Each is two processes, ``backstream proxy`` and an agent, on this machine's loopback.
 """
 
-import shutil
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 from bench.certificate import Certificate
-from bench.contenders import Contender, Endpoint
+from bench.contenders import Contender, Endpoint, binaries
 from bench.errors import BenchError
 from bench.net import free_port
 from bench.processes import Fleet
@@ -24,8 +22,7 @@ INSTALL = "no backstream command that works found; install it: pip install ."
 @cache
 def command() -> str | None:
     """The installed command, this environment's first; None if there is none that runs."""
-    beside = Path(sys.executable).with_name("backstream")
-    found = str(beside) if beside.exists() else shutil.which("backstream")
+    found = binaries.find("backstream")
     if found is None:
         return None
     try:
@@ -57,11 +54,16 @@ def start_agent(fleet: Fleet, proxy: Endpoint, *flags: str) -> Endpoint:
 
 
 class _Backstream(Contender):
+    install = "pip install ."
+
     def __init__(self, *, tls: Certificate | None = None) -> None:
         self._tls = tls
 
     def missing(self, fleet: Fleet) -> str | None:
         return None if command() else INSTALL
+
+    def version(self) -> str | None:
+        return binaries.version("backstream", "--version")
 
 
 class BackstreamApp(_Backstream):

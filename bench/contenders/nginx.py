@@ -4,16 +4,16 @@ One worker in one foreground process, no access log, keep-alive to clients and u
 """
 
 import os
-import shutil
 from pathlib import Path
 
 from bench.certificate import Certificate
-from bench.contenders import Contender, Endpoint
+from bench.contenders import Endpoint, Program, binaries
 from bench.net import free_port
 from bench.processes import Fleet
 from bench.routes import SMALL
 
-INSTALL = "no nginx found; install it: apt-get install nginx-light, dnf install nginx, brew install nginx"
+_COMMAND = "apt-get install nginx-light"
+INSTALL = f"no nginx found; install it: {_COMMAND}"
 
 _CONFIG = """\
 daemon off;
@@ -68,11 +68,16 @@ LARGE_BUFFERS = "proxy_buffer_size 64k; proxy_buffers 8 64k; proxy_busy_buffers_
 
 def find_nginx() -> str | None:
     """The nginx binary, also where it lies outside an ordinary user's PATH."""
-    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/bin")
+    return binaries.find("nginx")
 
 
-class NginxProxy(Contender):
+class NginxProxy(Program):
     """nginx between client and backend; `extra` goes into its location."""
+
+    binaries = ("nginx",)
+    version_flags = ("-v",)
+    install = _COMMAND
+    brief = False
 
     def __init__(
         self,
@@ -87,9 +92,6 @@ class NginxProxy(Contender):
         self._extra = extra
         self._tls = tls
 
-    def missing(self, fleet: Fleet) -> str | None:
-        return None if find_nginx() else INSTALL
-
     def start(self, fleet: Fleet, backend: Endpoint) -> Endpoint:
         port = free_port()
         extra = self._extra
@@ -99,6 +101,11 @@ class NginxProxy(Contender):
         server = _PROXY.format(scheme="https" if backend.ca else "http", extra=extra)
         pid = _start(fleet, "nginx proxy", port, server, _UPSTREAM.format(port=backend.port), self._tls)
         return Endpoint(port, {"proxy": pid, **backend.pids}, self._tls.cert if self._tls is not None else "")
+
+
+def unbuffered() -> NginxProxy:
+    """For what streams."""
+    return NginxProxy(name="nginx, buffering off", extra=UNBUFFERED)
 
 
 def start_service(fleet: Fleet, *, bulk_bytes: int = 0, tls: Certificate | None = None) -> Endpoint:
@@ -116,8 +123,6 @@ def start_service(fleet: Fleet, *, bulk_bytes: int = 0, tls: Certificate | None 
 
 
 def _start(fleet: Fleet, name: str, port: int, server: str, upstream: str, tls: Certificate | None = None) -> int:
-    binary = find_nginx()
-    assert binary is not None
     directory = Path(fleet.directory, f"nginx-{port}")
     directory.mkdir()
     config = directory / "nginx.conf"
@@ -125,4 +130,4 @@ def _start(fleet: Fleet, name: str, port: int, server: str, upstream: str, tls: 
         server = f"{_SSL.format(cert=tls.cert, key=tls.key)}\n    {server}"
     ssl = " ssl" if tls is not None else ""
     config.write_text(_CONFIG.format(directory=directory, port=port, ssl=ssl, server=server, upstream=upstream))
-    return fleet.spawn(name, [binary, "-p", os.fspath(directory), "-c", os.fspath(config)]).pid
+    return fleet.spawn(name, [binaries.path_of("nginx"), "-p", os.fspath(directory), "-c", os.fspath(config)]).pid

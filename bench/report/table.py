@@ -4,6 +4,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bench.report.spread import LEGEND, Measure, ratio_text
+from bench.report.spread import ratio as quotient_of
+
 Samples = dict[str, list[float]]
 
 
@@ -30,13 +33,23 @@ class Row:
     def highest(self, name: str) -> float | None:
         return max(self.samples.get(name, ()), default=None)
 
+    def measure(self, name: str) -> Measure | None:
+        """The median with its range."""
+        return Measure.of(self.samples.get(name, ()))
+
+    def worst(self, name: str) -> Measure | None:
+        """The highest, for what is held to a bound."""
+        return Measure.worst(self.samples.get(name, ()))
+
     def spread(self, name: str) -> float | None:
-        """Half the distance from the lowest to the highest sample, as a share of the median."""
-        values = self.samples.get(name, ())
-        middle = self.median(name)
-        if len(values) < 2 or not middle:
-            return None
-        return (max(values) - min(values)) / 2 / middle
+        """Half the range of the turns, as a share of the median."""
+        found = self.measure(name)
+        return found.spread if found is not None else None
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is this project that is measured, and not what it is compared with."""
+        return self.name.startswith("backstream") or self.key.startswith("backstream")
 
 
 Cell = Callable[[Row, "Section"], str]
@@ -46,6 +59,8 @@ Cell = Callable[[Row, "Section"], str]
 class Column:
     heading: str
     cell: Cell
+    sample: str = ""
+    """The name of the samples that it shows as they are, with the heading as their unit; for plots."""
 
 
 @dataclass(slots=True)
@@ -69,6 +84,15 @@ class Section:
             return None
         return quotient(row.median(name), reference.median(name))
 
+    def compared(self, key: str, name: str, to: str | None = None) -> Measure | None:
+        """The same with its range: what may be shown and judged."""
+        row, reference = self.row(key), self.row(to or self.reference)
+        if row is None or reference is None:
+            return None
+        if row is reference:
+            return Measure.exactly(1.0) if row.median(name) else None
+        return quotient_of(row.measure(name), reference.measure(name))
+
 
 def quotient(value: float | None, by: float | None) -> float | None:
     return value / by if value is not None and by else None
@@ -79,11 +103,11 @@ def number(value: float | None, digits: int = 0) -> str:
 
 
 def median(heading: str, name: str, digits: int = 0) -> Column:
-    return Column(heading, lambda row, _: number(row.median(name), digits))
+    return Column(heading, lambda row, _: number(row.median(name), digits), name)
 
 
 def highest(heading: str, name: str, digits: int = 0) -> Column:
-    return Column(heading, lambda row, _: number(row.highest(name), digits))
+    return Column(heading, lambda row, _: number(row.highest(name), digits), name)
 
 
 def spread(name: str) -> Column:
@@ -94,8 +118,18 @@ def spread(name: str) -> Column:
     return Column("±", cell)
 
 
-def ratio(heading: str, name: str) -> Column:
-    return Column(heading, lambda row, section: number(section.ratio(row.key, name), 2))
+def ratio(heading: str, name: str, to: Callable[[Row], str] | None = None) -> Column:
+    """Against the section's reference row, or the one that `to` names for a row; only where the turns bear it out."""
+
+    def cell(row: Row, section: Section) -> str:
+        return ratio_text(section.compared(row.key, name, to(row) if to is not None else None))
+
+    return Column(heading, cell)
+
+
+def ratio_within(heading: str, name: str, by: str) -> Column:
+    """Of two samples of one row."""
+    return Column(heading, lambda row, _: ratio_text(quotient_of(row.measure(name), row.measure(by))))
 
 
 def standard_columns(rate: str, cpu: str, *, latency: bool, reference: str = "nginx") -> list[Column]:
@@ -111,24 +145,26 @@ def standard_columns(rate: str, cpu: str, *, latency: bool, reference: str = "ng
 
 
 def render(sections: Sequence[Section]) -> str:
-    """The whole table as text; the first column is as wide in every section."""
+    """The whole table as text and how to read it; the first column is as wide in every section."""
     width = max((len(row.name) for section in sections for row in section.rows), default=0)
-    return "\n\n".join(_render(section, width) for section in sections)
+    return "\n\n".join([*(_render(section, width) for section in sections), "\n".join(LEGEND)])
+
+
+def cells(section: Section) -> tuple[list[str], dict[str, list[str]]]:
+    """Headings of the columns that have something to show, and the cells of each row that was measured, by its key."""
+    found = {row.key: [column.cell(row, section) for column in section.columns] for row in section.rows if row.samples}
+    shown = [i for i in range(len(section.columns)) if any(row[i] != "-" for row in found.values())]
+    return [section.columns[i].heading for i in shown], {key: [row[i] for i in shown] for key, row in found.items()}
 
 
 def _render(section: Section, width: int) -> str:
-    measured = [row for row in section.rows if row.samples]
-    cells = {row.key: [column.cell(row, section) for column in section.columns] for row in measured}
-    shown = [i for i in range(len(section.columns)) if any(cells[row.key][i] != "-" for row in measured)]
-    widths = {i: max([len(section.columns[i].heading), *(len(cells[row.key][i]) for row in measured)]) for i in shown}
+    headings, measured = cells(section)
+    widths = [max(map(len, column)) for column in zip(headings, *measured.values(), strict=True)]
     lines = [f"{section.key}: {section.title}"]
     if measured:
-        headings = (section.columns[i].heading.rjust(widths[i]) for i in shown)
-        lines.append("  ".join(["  " + " " * width, *headings]))
+        lines.append("  ".join(["  " + " " * width, *map(str.rjust, headings, widths)]))
     for row in section.rows:
-        text = [f"  {row.name:<{width}}"]
-        if row.samples:
-            text += [cells[row.key][i].rjust(widths[i]) for i in shown]
+        text = [f"  {row.name:<{width}}", *map(str.rjust, measured.get(row.key, ()), widths)]
         if row.skipped:
             text.append(f"skipped: {row.skipped}")
         if row.failed:

@@ -35,10 +35,10 @@ def run(context: Context) -> list[Section]:
             if missing is None and hard != resource.RLIM_INFINITY and hard < count + _SPARE_FILES:
                 row.skipped = f"the hard limit of open files is {hard:,}; raise it: ulimit -Hn {count + _SPARE_FILES}"
             cases.append(Case(row, None if row.skipped else partial(_turn, context, count)))
-        rows = context.take_turns("agents", cases)
+        rows = context.take_turns("agents", cases, repeat=options.few)
     title = (
         f"GET /small with so many agents connected, {client_name()}, {options.connections} connections, "
-        f"{options.duration} s × {options.repeat}"
+        f"{options.duration} s × {options.few}"
     )
     columns = [
         median("req/s", "rate"),

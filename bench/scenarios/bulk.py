@@ -1,5 +1,5 @@
-"""Bulk: one stream that carries 1 GiB (64 MiB with --quick), down and up, with a Content-Length and chunked; then 16
-streams that carry as much together, each a sixteenth with a Content-Length.
+"""Bulk: one stream that carries 256 MiB (64 MiB with --quick), down and up, with a Content-Length and chunked; then 16
+streams that carry as much together, each a sixteenth with a Content-Length. Others' tunnels take part with a length.
 
 A client of a few raw sockets counts every byte (clients/raw.py); the service is bench/services/service.py, or the ASGI
 application in the agent's process. nginx has buffering off, once with its default buffer and once with
@@ -12,7 +12,8 @@ from functools import partial
 
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
-from bench.contenders.nginx import LARGE_BUFFERS, UNBUFFERED, NginxProxy
+from bench.contenders.nginx import LARGE_BUFFERS, UNBUFFERED, NginxProxy, unbuffered
+from bench.contenders.others import others
 from bench.context import Context, CpuMeter, Sample, again, peaks, start_bulk_backend
 from bench.processes import Fleet
 from bench.report.table import Section, standard_columns
@@ -34,7 +35,7 @@ MANY = {
 def contenders() -> list[Contender]:
     return [
         Direct("bench service direct"),
-        NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
+        unbuffered(),
         NginxProxy(
             key="nginx-64k",
             name="nginx, the same, 64 KiB buffer",
@@ -42,6 +43,7 @@ def contenders() -> list[Contender]:
         ),
         BackstreamApp(),
         BackstreamUpstream(),
+        *others(f"{UNBUFFERED} {LARGE_BUFFERS}"),
     ]
 
 
@@ -56,17 +58,21 @@ def run(context: Context) -> list[Section]:
             chunked = framing == "chunked"
             return bulk_sample(fleet, endpoint, direction, options.bulk_bytes, chunked=chunked, streams=streams)
 
-        started = context.cases(fleet, contenders(), backend, partial(turn, "bulk-down-sized"))
+        started = context.cases(fleet, contenders(), backend, partial(turn, "bulk-down-sized"), "tunnels")
+        nearest = [case for case in started if options.wants(case.row.key, "nearest")]
         return [
             Section(
                 key,
                 f"{kind}, {options.bulk_bytes // MIB} MiB in {f'{STREAMS} streams' if key in MANY else 'one stream'} "
                 f"× {options.repeat}",
                 standard_columns("MiB/s", "ms/GiB", latency=False),
-                context.take_turns(key, again(started, partial(turn, key))),
+                context.take_turns(key, again(cases, partial(turn, key))),
                 "nginx",
             )
-            for key, kind in {**KINDS, **MANY}.items()
+            for key, kind, cases in (
+                *((key, kind, nearest if key.endswith("chunked") else started) for key, kind in KINDS.items()),
+                *((key, kind, started) for key, kind in MANY.items()),
+            )
         ]
 
 

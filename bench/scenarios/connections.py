@@ -15,6 +15,7 @@ from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import INSTALL, NginxProxy, find_nginx
 from bench.contenders.nginx import start_service as start_nginx_service
+from bench.contenders.others import encrypted, others
 from bench.context import Context, Sample
 from bench.net import wait_until_answering
 from bench.processes import Fleet
@@ -47,6 +48,7 @@ def _section(context: Context, fleet: Fleet, key: str, name: str, tls: Certifica
         NginxProxy(tls=tls),
         BackstreamApp(tls=tls),
         BackstreamUpstream(tls=tls),
+        *(encrypted(tls) if tls else others()),
     ]
     turn = partial(_turn, fleet, options.connections, options.duration)
     return Section(
@@ -54,7 +56,7 @@ def _section(context: Context, fleet: Fleet, key: str, name: str, tls: Certifica
         f"GET /small, a new connection each, {options.connections} at a time, {name}, "
         f"{options.duration} s × {options.repeat}",
         standard_columns("req/s", "µs/req", latency=True),
-        context.take_turns(key, context.cases(fleet, contenders, backend, turn)),
+        context.take_turns(key, context.cases(fleet, contenders, backend, turn, "tunnels")),
         "nginx",
     )
 

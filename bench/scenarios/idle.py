@@ -20,7 +20,7 @@ from bench.context import Case, Context, Sample
 from bench.errors import BenchError
 from bench.net import wait_until_answering
 from bench.processes import Fleet, Spawned, finish, memory_bytes, read_line
-from bench.report.table import Column, Row, Section, median, number, quotient
+from bench.report.table import Row, Section, median, ratio_within
 
 _SPARE_FILES = 256
 _KIB = 1024
@@ -30,7 +30,7 @@ _COLUMNS = [
     median("back s", "back", 1),
     median("p99 µs, idle", "p99.idle"),
     median("p99 µs, return", "p99.return"),
-    Column("×", lambda row, _: number(quotient(row.median("p99.return"), row.median("p99.idle")), 1)),
+    ratio_within("×", "p99.return", "p99.idle"),
 ]
 
 
@@ -52,8 +52,8 @@ def run(context: Context) -> list[Section]:
             if missing is None and hard != resource.RLIM_INFINITY and hard < count + _SPARE_FILES:
                 row.skipped = f"the hard limit of open files is {hard:,}; raise it: ulimit -Hn {count + _SPARE_FILES}"
             cases.append(Case(row, None if row.skipped else partial(turn, context, count)))
-        rows = context.take_turns("idle", cases)
-    return [Section("idle", f"the proxy's cost of those who ask for nothing × {options.repeat}", _COLUMNS, rows)]
+        rows = context.take_turns("idle", cases, repeat=options.few)
+    return [Section("idle", f"the proxy's cost of those who ask for nothing × {options.few}", _COLUMNS, rows)]
 
 
 def _swarm(fleet: Fleet, port: int, count: int, kind: str) -> Spawned:

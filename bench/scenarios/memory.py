@@ -1,15 +1,16 @@
-"""Memory: how much the processes grow over an upload of 1 GiB and then a download, beside a client that does not read.
+"""Memory: how much the processes grow over an upload of 256 MiB and then a download, beside one that does not read.
 
-That client asked for an endless download. The baseline is resident memory after half a second of small requests; then
-the stalled client begins, then bulk goes up and then down (chunked, in one stream each; 64 MiB each with --quick).
-Growth is the peak (VmHWM, begun anew at the baseline) less the baseline; that of the upload is the one at its end.
+That one asked for an endless download. The baseline is resident memory after half a second of small requests; then the
+stalled client begins, then bulk goes up and then down (chunked, in one stream each; 64 MiB each with --quick). Growth
+is the peak (VmHWM, begun anew at the baseline) less the baseline; that of the upload is the one at its end.
 """
 
 import sys
 
 from bench.contenders import Contender, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
-from bench.contenders.nginx import UNBUFFERED, NginxProxy
+from bench.contenders.nginx import UNBUFFERED, unbuffered
+from bench.contenders.others import others
 from bench.context import Case, Context, Sample, mib, start_bulk_backend
 from bench.errors import BenchError
 from bench.processes import Fleet, finish, memory_bytes, read_line, reset_peak
@@ -22,17 +23,19 @@ _ROLES = ("proxy", "agent")
 
 def run(context: Context) -> list[Section]:
     contenders: list[Contender] = [
-        NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
+        unbuffered(),
         BackstreamApp(),
         BackstreamUpstream(),
+        *others(UNBUFFERED, credit=True),
     ]
     cases = []
     with context.fleet() as fleet:
         for contender in contenders:
-            if not context.options.wants(contender.key):
+            if not context.options.wants(contender.key, "nearest"):
                 continue
             row = Row(contender.key, contender.name, skipped=contender.missing(fleet))
-            cases.append(Case(row, None if row.skipped else _Turn(context, contender)))
+            turn = None if row.skipped else _Turn(context, contender)
+            cases.append(Case(row, turn, turns=context.turns_of(contender)))
         rows = context.take_turns("memory", cases)
     size = context.options.bulk_bytes // MIB
     title = f"growth over {size} MiB each way beside a stalled client, worst of {context.options.repeat}, MiB"

@@ -4,7 +4,7 @@ them.
 A probe sends small requests over one connection, a millisecond after each answer, and notes each one's
 latency: first with nothing else going on, then during eight endless downloads, then during eight endless
 uploads, all as fast as they go. The machine's cores are shared by all of this, clients included; nginx in
-the same situation is beside it.
+the same situation is beside it. Others' tunnels take part idle and with downloads.
 """
 
 import json
@@ -13,11 +13,12 @@ from functools import partial
 
 from bench.contenders import Contender, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
-from bench.contenders.nginx import UNBUFFERED, NginxProxy
-from bench.context import Context, CpuMeter, Sample, in_states, start_bulk_backend
+from bench.contenders.nginx import UNBUFFERED, unbuffered
+from bench.contenders.others import others
+from bench.context import Context, CpuMeter, Sample, start_bulk_backend
 from bench.load import RAW, flood
 from bench.processes import Fleet
-from bench.report.table import Column, Row, Section, median, number, ratio, spread
+from bench.report.table import Section, median, ratio, spread
 
 STREAMS = 8
 STATES = {"idle": "idle", "down": f"{STREAMS} downloads", "up": f"{STREAMS} uploads"}
@@ -28,7 +29,7 @@ _COLUMNS = [
     median("p99 µs", "p99"),
     spread("p99"),
     median("p99.9 µs", "p999"),
-    Column("p99 × idle", lambda row, section: number(section.ratio(row.key, "p99", f"{_contender(row)}:idle"), 1)),
+    ratio("p99 × idle", "p99", lambda row: f"{row.key.partition(':')[0]}:idle"),
     ratio("p99 × nginx idle", "p99"),
     median("proxy CPU %", "cpu.proxy"),
     median("agent CPU %", "cpu.agent"),
@@ -36,15 +37,12 @@ _COLUMNS = [
 ]
 
 
-def _contender(row: Row) -> str:
-    return row.key.partition(":")[0]
-
-
 def run(context: Context) -> list[Section]:
     contenders: list[Contender] = [
-        NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
+        unbuffered(),
         BackstreamApp(),
         BackstreamUpstream(),
+        *others(UNBUFFERED, uploads=True),
     ]
     with context.fleet() as fleet:
         backend = start_bulk_backend(fleet)
@@ -52,8 +50,8 @@ def run(context: Context) -> list[Section]:
         def turn(state: str, endpoint: Endpoint) -> Sample:
             return mixed_sample(fleet, endpoint, state, context.options.duration)
 
-        cases = context.cases(fleet, contenders, backend, partial(turn, "idle"))
-        rows = context.take_turns("mixed", in_states(cases, STATES, turn))
+        started = context.cases(fleet, contenders, backend, partial(turn, "idle"), "tunnels")
+        rows = context.take_turns("mixed", context.in_states(started, STATES, turn, nearest=["up"]))
     title = f"small requests at a low rate beside {STREAMS} bulk streams, {context.options.duration} s × "
     return [Section("mixed", title + str(context.options.repeat), _COLUMNS, rows, "nginx:idle")]
 

@@ -12,6 +12,7 @@ from functools import partial
 
 from bench import compiled
 from bench.contenders import Endpoint
+from bench.contenders.others import others_for_small
 from bench.context import Context, CpuMeter, Sample, again, start_small_backend
 from bench.errors import BenchError
 from bench.processes import Fleet
@@ -46,8 +47,9 @@ def run(context: Context) -> list[Section]:
             return _sample(fleet, endpoint, options.connections, rate, options.duration)
 
         compared = [each for each in contenders(backend_name) if each.key in ("direct", *COMPARED)]
+        compared += others_for_small()
         rates = QUICK_RATES if options.quick else RATES
-        started = context.cases(fleet, compared, backend, partial(turn, rates[0]))
+        started = context.cases(fleet, compared, backend, partial(turn, rates[0]), "nearest")
         warm_up(context, fleet, started)
         times = f"{options.connections} connections, {options.duration} s × {options.repeat}"
         return [

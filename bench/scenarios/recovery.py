@@ -27,8 +27,6 @@ CONTENDERS = {"backstream-app": ("backstream, ASGI app", []), "backstream-seed":
 VICTIMS = {"agent": "agent killed", "one": "one of two agents killed", "proxy": "proxy killed"}
 QUICK = [("backstream-app", "agent"), ("backstream-app", "proxy")]
 RATE, CONNECTIONS, SECONDS, KILL_AFTER = 500, 16, 5, 1.5
-TURNS = 2
-"""Of each; most of a turn is waiting."""
 _APP = ("--app", "bench.services.app:app")
 
 _COLUMNS = [
@@ -54,7 +52,7 @@ def run(context: Context) -> list[Section]:
                     continue
                 row = Row(f"{key}:{victim}", f"{name}, {what}", skipped=None if command() else INSTALL)
                 cases.append(Case(row, None if row.skipped else partial(_turn, context, victim, flags)))
-    repeat = min(context.options.repeat, TURNS)
+    repeat = context.options.few
     title = f"GET /small at {RATE}/s in an open loop, {CONNECTIONS} connections, {SECONDS} s × {repeat}"
     return [Section("recovery", title, _COLUMNS, context.take_turns("recovery", cases, repeat=repeat))]
 

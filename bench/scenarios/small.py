@@ -10,6 +10,7 @@ from functools import partial
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamBare, BackstreamSeed, BackstreamUpstream
 from bench.contenders.nginx import INSTALL, NginxProxy, find_nginx
+from bench.contenders.others import others_for_small
 from bench.context import Case, Context, CpuMeter, Sample, again, peaks, start_small_backend
 from bench.errors import BenchError
 from bench.load import client_name, load
@@ -28,6 +29,7 @@ def contenders(backend_name: str) -> list[Contender]:
         BackstreamBare(),
         BackstreamUpstream(),
         BackstreamSeed(),
+        *others_for_small(),
     ]
 
 

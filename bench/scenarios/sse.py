@@ -4,7 +4,7 @@ The service makes an event every 5 ms that says when it was made; all processes 
 99th percentile of that delay, idle or beside eight endless downloads by the same way, less the one of an idle service
 without anything between: what the service and the client themselves take is in both. "First byte" is how long it
 takes from a request for one event, on a kept connection, to the first byte of that event, one such request after the
-other.
+other. Others' tunnels take part beside the downloads.
 """
 
 import json
@@ -13,8 +13,9 @@ from functools import partial
 
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
-from bench.contenders.nginx import UNBUFFERED, NginxProxy
-from bench.context import Context, Sample, in_states, start_bulk_backend
+from bench.contenders.nginx import UNBUFFERED, unbuffered
+from bench.contenders.others import others
+from bench.context import Context, Sample, start_bulk_backend
 from bench.load import RAW, flood
 from bench.processes import Fleet
 from bench.report.table import Column, Row, Section, median, number, spread
@@ -44,9 +45,10 @@ _COLUMNS = [
 def run(context: Context) -> list[Section]:
     contenders: list[Contender] = [
         Direct("bench service direct"),
-        NginxProxy(name="nginx, buffering off", extra=UNBUFFERED),
+        unbuffered(),
         BackstreamApp(),
         BackstreamUpstream(),
+        *others(UNBUFFERED),
     ]
     with context.fleet() as fleet:
         backend = start_bulk_backend(fleet)
@@ -54,8 +56,8 @@ def run(context: Context) -> list[Section]:
         def turn(state: str, endpoint: Endpoint) -> Sample:
             return _sample(fleet, endpoint, state, context.options.duration)
 
-        cases = context.cases(fleet, contenders, backend, partial(turn, "idle"))
-        rows = context.take_turns("sse", in_states(cases, STATES, turn))
+        started = context.cases(fleet, contenders, backend, partial(turn, "idle"), "tunnels")
+        rows = context.take_turns("sse", context.in_states(started, STATES, turn, nearest=["idle"]))
     title = f"delay of Server-Sent Events, one each 5 ms, {context.options.duration} s × {context.options.repeat}"
     return [Section("sse", title, _COLUMNS, rows)]
 

@@ -11,6 +11,7 @@ from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import INSTALL, UNBUFFERED, NginxProxy, find_nginx
 from bench.contenders.nginx import start_service as start_nginx_service
+from bench.contenders.others import encrypted
 from bench.context import Context, Sample, again
 from bench.load import client_name
 from bench.net import wait_until_answering
@@ -33,6 +34,7 @@ def run(context: Context) -> list[Section]:
         contenders.append(BackstreamApp(tls=tls))
         if not options.quick:
             contenders = [Direct("nginx service direct"), *contenders, BackstreamUpstream(tls=tls)]
+        contenders += encrypted(tls)
 
         def small_turn(endpoint: Endpoint) -> Sample:
             return small_sample(fleet, endpoint, options.connections, options.duration)
@@ -40,7 +42,7 @@ def run(context: Context) -> list[Section]:
         def bulk_turn(endpoint: Endpoint) -> Sample:
             return bulk_sample(fleet, endpoint, "down", options.bulk_bytes, chunked=False)
 
-        small = context.cases(fleet, contenders, backend, small_turn)
+        small = context.cases(fleet, contenders, backend, small_turn, "nearest")
         times = f"× {options.repeat}, TLS on every leg"
         return [
             Section(

@@ -6,8 +6,11 @@ For backstream the proxy is near and the agent far, with the application in its 
 and agent, and all streams share one TCP connection there. Bodies are endless and chunked. Nothing is counted until
 windows have had 1.5 s and 15 round trips to grow; then bytes are counted where they arrive, for 1.5 s and 8 round
 trips. The kernel's limits of buffers and its congestion control are this machine's; what TCP remembers of earlier
-connections is not used. One turn each: it is the line's loss that differs between turns, and it is the same each
-time.
+connections is not used. What is random of the line is the same each time. On the lines that the project has targets
+for, one stream takes as many turns as elsewhere few; all else takes one.
+
+Others' tunnels take part where packets are lost most, in one stream: their server is near and their agent far, with
+the service beside it, so that the line lies within them too.
 """
 
 import json
@@ -24,17 +27,21 @@ from pathlib import Path
 
 from bench import compiled
 from bench.contenders.backstream import INSTALL, command
+from bench.contenders.others import across
+from bench.contenders.tunnels import Route, Tunnel
 from bench.context import Case, Context, Sample
 from bench.errors import BenchError
 from bench.load import RAW, flood
 from bench.processes import Fleet, read_line
-from bench.report.table import Column, Row, Section, median, number
+from bench.report.table import Row, Section, median, ratio
 from bench.routes import CLIENT_ID, MIB
 from bench.services.line import FAR, MBIT, NEAR
 
 NEEDS_ROOT = "needs root, /dev/net/tun and network namespaces (ip netns, of iproute2)"
 PORT = 8000
 """In namespaces of our own every port is free."""
+_MEETING = 7000
+"""Where another's tunnel meets."""
 _LIMIT = 30.0
 """Seconds for a contender to answer across the line, and for a flood to begin and end."""
 
@@ -46,6 +53,10 @@ class Cell:
     round_trip: int
     loss: float
     streams: tuple[int, ...] = (1,)
+    judged: bool = False
+    """Whether the project has a target for it."""
+    tunnels: bool = False
+    """Whether others' tunnels take part."""
 
     @property
     def key(self) -> str:
@@ -56,49 +67,60 @@ class Cell:
         return f"{self.round_trip} ms, {self.loss:g} % loss"
 
 
-CELLS = [Cell(20, 0), Cell(100, 0, (1, 16)), Cell(250, 0), Cell(100, 0.1), Cell(100, 1, (1, 16))]
+CELLS = [
+    Cell(20, 0),
+    Cell(100, 0, (1, 16), judged=True),
+    Cell(250, 0),
+    Cell(100, 0.1),
+    Cell(100, 1, (1, 16), judged=True, tunnels=True),
+]
 QUICK_CELLS = [Cell(20, 0)]
 CONTENDERS = {"tcp": "plain TCP", "backstream-app": "backstream, ASGI app"}
 DIRECTIONS = {"down": "download", "up": "upload"}
 
 
-def of_tcp(row: Row, section: Section) -> float | None:
-    """A contender's part of what plain TCP reaches in the same cell."""
-    contender, _, cell = row.key.partition(":")
-    return None if contender == "tcp" else section.ratio(row.key, "rate", f"tcp:{cell}")
-
-
-_COLUMNS = [median("MiB/s", "rate", 1), Column("× TCP", lambda row, section: number(of_tcp(row, section), 2))]
+COLUMNS = [
+    median("MiB/s", "rate", 1),
+    ratio("× TCP", "rate", lambda row: f"tcp:{row.key.partition(':')[2]}"),
+]
 
 
 def run(context: Context) -> list[Section]:
     if reason := _missing():
         context.say(f"  wan: skipped: {reason}")
         return []
-    cells = QUICK_CELLS if context.options.quick else CELLS
     rows: dict[tuple[str, int], list[Row]] = {}
-    for cell in cells:
-        for contender, name in CONTENDERS.items():
+    tunnels = {tunnel.key: tunnel for tunnel in across()}
+    for cell in QUICK_CELLS if context.options.quick else CELLS:
+        names = {**CONTENDERS, **{key: tunnel.name for key, tunnel in tunnels.items() if cell.tunnels}}
+        for contender, name in names.items():
             if contender != "tcp" and not context.options.wants(contender):
                 continue
+            tunnel = tunnels.get(contender)
             cases = {
-                (direction, streams): Case(Row(f"{contender}:{cell.key}", f"{cell.name}, {name}"), None)
-                for streams in cell.streams
+                (direction, streams): Case(
+                    Row(f"{contender}:{cell.key}", f"{cell.name}, {name}"),
+                    None,
+                    turns=context.options.few if cell.judged and streams == 1 else 1,
+                )
+                for streams in ((1,) if tunnel else cell.streams)
                 for direction in DIRECTIONS
             }
             for key, case in cases.items():
                 rows.setdefault(key, []).append(case.row)
-            if contender != "tcp" and not command():
-                for case in cases.values():
-                    case.row.skipped = INSTALL
-                continue
             with context.fleet() as fleet:
+                if skipped := _skipped(fleet, contender, tunnel):
+                    for case in cases.values():
+                        case.row.skipped = skipped
+                    continue
+                if tunnel:
+                    context.note_version(tunnel)
                 try:
                     with _line(fleet, cell) as line:
-                        target = line.start(contender)
+                        target = line.start(contender, tunnel)
                         for (direction, streams), case in cases.items():
                             case.turn = partial(line.flood, target, direction, streams)
-                        context.take_turns("wan", list(cases.values()), repeat=1)
+                        context.take_turns("wan", list(cases.values()), repeat=context.options.few)
                 except BenchError as error:
                     for case in cases.values():
                         context.fail(case.row, error)
@@ -107,11 +129,17 @@ def run(context: Context) -> list[Section]:
             f"wan-{direction}" if streams == 1 else f"wan{streams}-{direction}",
             f"{DIRECTIONS[direction]}, {f'{streams} streams' if streams > 1 else 'one stream'}, after warm-up, "
             f"{MBIT} Mbit/s, {congestion_control()}",
-            _COLUMNS,
+            COLUMNS,
             found,
         )
         for (direction, streams), found in rows.items()
     ]
+
+
+def _skipped(fleet: Fleet, contender: str, tunnel: Tunnel | None) -> str | None:
+    if tunnel:
+        return tunnel.missing(fleet)
+    return None if contender == "tcp" or command() else INSTALL
 
 
 def congestion_control() -> str:
@@ -165,20 +193,15 @@ class _Line:
         self._near = near
         self._far = far
 
-    def start(self, contender: str) -> str:
+    def start(self, contender: str, tunnel: Tunnel | None) -> str:
         """Start it, wait for its first answer, and return the address that the client is to ask."""
-        if contender == "tcp":
-            argv = [sys.executable, "-m", "bench.services.service", str(PORT)]
-            self._fleet.spawn("bench service", [*self._far, *argv])
-            host = FAR
-        else:
-            binary = command()
-            assert binary is not None
-            self._fleet.spawn("backstream proxy", [*self._near, binary, "proxy", "--listen", f"0.0.0.0:{PORT}"])
-            argv = [binary, "agent", "--proxy-url", f"ws://{NEAR}:{PORT}/ws", "--client-id", CLIENT_ID]
-            argv += ["--app", "bench.services.app:app"]
-            self._fleet.spawn("backstream agent", [*self._far, *argv])
-            host = "127.0.0.1"
+        host = FAR if contender == "tcp" else "127.0.0.1"
+        if contender == "tcp" or tunnel:
+            self._spawn_service()
+        if tunnel:
+            self._start_tunnel(tunnel)
+        elif contender != "tcp":
+            self._start_backstream()
         deadline = time.monotonic() + _LIMIT
         while True:
             try:
@@ -188,6 +211,23 @@ class _Line:
                 self._fleet.check()
                 if time.monotonic() > deadline:
                     raise
+
+    def _spawn_service(self) -> None:
+        self._fleet.spawn("bench service", [*self._far, sys.executable, "-m", "bench.services.service", str(PORT)])
+
+    def _start_backstream(self) -> None:
+        binary = command()
+        assert binary is not None
+        self._fleet.spawn("backstream proxy", [*self._near, binary, "proxy", "--listen", f"0.0.0.0:{PORT}"])
+        argv = [binary, "agent", "--proxy-url", f"ws://{NEAR}:{PORT}/ws", "--client-id", CLIENT_ID]
+        self._fleet.spawn("backstream agent", [*self._far, *argv, "--app", "bench.services.app:app"])
+
+    def _start_tunnel(self, tunnel: Tunnel) -> None:
+        server, agent = tunnel.ends(self._fleet, Route(PORT, PORT, NEAR, _MEETING))
+        self._fleet.spawn(f"{tunnel.key} server", [*self._near, *server])
+        argv = [*self._near, sys.executable, "-m", "bench.net", NEAR, str(_MEETING)]
+        self._fleet.run(f"wait for {tunnel.key} server", argv, timeout=_LIMIT)
+        self._fleet.spawn(f"{tunnel.key} agent", [*self._far, *agent])
 
     def flood(self, host: str, direction: str, streams: int) -> Sample:
         settle, seconds = 1.5 + 15 * self._seconds, 1.5 + 8 * self._seconds

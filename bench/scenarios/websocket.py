@@ -10,6 +10,7 @@ import sys
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import NginxProxy
+from bench.contenders.others import others
 from bench.context import Context, CpuMeter, Sample, peaks
 from bench.errors import BenchError
 from bench.net import free_port, wait_until_answering
@@ -27,12 +28,13 @@ def run(context: Context) -> list[Section]:
             NginxProxy(name="nginx reverse proxy", extra=UPGRADE),
             BackstreamUpstream(),
             BackstreamApp(),
+            *others(UPGRADE, websockets=True),
         ]
 
         def turn(endpoint: Endpoint) -> Sample:
             return echo_sample(fleet, endpoint, options.connections, options.duration)
 
-        rows = context.take_turns("websocket", context.cases(fleet, contenders, start_echo(fleet), turn))
+        rows = context.take_turns("websocket", context.cases(fleet, contenders, start_echo(fleet), turn, "nearest"))
     title = f"WebSocket echo of 32 bytes, {options.connections} connections, {options.duration} s × {options.repeat}"
     return [Section("websocket", title, standard_columns("msg/s", "µs/msg", latency=True), rows, "nginx")]
 

@@ -1,6 +1,6 @@
 """Wire: the native one against that of the original, with the same application in the agent.
 
-Small requests as in small.py. Bulk as 128 bodies that are 1 GiB together, each way, four at a time, each on a
+Small requests as in small.py. Bulk as 128 bodies that are 256 MiB together, each way, four at a time, each on a
 connection of its own, with a Content-Length: on the original's wire a body is one message, and 10 MiB is the most of
 one by default. With --quick all are 64 MiB together.
 """

@@ -7,6 +7,7 @@ from typing import Any
 from bench.routes import ENDLESS, EVENT_SECONDS, SMALL, event, received
 
 Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
@@ -24,7 +25,7 @@ def _length(count: int) -> tuple[bytes, bytes]:
     return (b"content-length", b"%d" % count)
 
 
-async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """The application; needs no lifespan, and says so by raising as the specification allows."""
     if scope["type"] == "websocket":
         await _echo(receive, send)
