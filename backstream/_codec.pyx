@@ -89,8 +89,25 @@ cdef bint is_lower_token(Slice s) noexcept:
     return True
 
 
+cdef inline bint _may_end_a_value(const char* at) noexcept:
+    """Whether any of eight bytes is below 0x20 (a tab among them) or 0x7f."""
+    cdef uint64_t word, deletes
+    memcpy(&word, at, 8)
+    deletes = word ^ 0x7f7f7f7f7f7f7f7fu
+    return ((word - 0x2020202020202020u & ~word | deletes - 0x0101010101010101u & ~deletes)
+            & 0x8080808080808080u) != 0
+
+
 cdef bint is_field_value(Slice s) noexcept:
-    return _all(s, VALUE)
+    # Eight bytes at once, as a value is a head's longest part: 12 instructions where one by one takes 60.
+    cdef Py_ssize_t at = 0
+    if s.size < 8:
+        return _all(s, VALUE)
+    while at <= s.size - 8:
+        if _may_end_a_value(s.ptr + at):
+            return _all(s, VALUE)
+        at += 8
+    return not _may_end_a_value(s.ptr + s.size - 8) or _all(s, VALUE)
 
 
 cdef bint is_target(Slice s) noexcept:
