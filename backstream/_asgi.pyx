@@ -15,7 +15,7 @@ from libc.string cimport memchr
 
 from backstream._codec cimport (
     BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers,
-    bytes_of, equals, fill_trailers, is_connection_field, is_field_value, is_lower_token, slice_of,
+    bytes_of, equals, equals_lower, fill_trailers, is_connection_field, is_field_value, is_lower_token, slice_of,
 )
 from backstream._http._message cimport content_length, trim
 from backstream._http._trailers cimport keep_trailers
@@ -236,6 +236,14 @@ cdef class AsgiService(Service):
         return address
 
 
+cdef bint _has_length(object headers) except -1:
+    for pair in headers:
+        name = pair[0]
+        if type(name) is bytes and len(<bytes>name) == 14 and equals_lower(slice_of(<bytes>name), b"content-length", 14):
+            return True
+    return False
+
+
 cdef class AsgiRequest(StreamHandler):
 
     async def run(self):
@@ -353,19 +361,22 @@ cdef class AsgiRequest(StreamHandler):
 
     def send(self, message):
         """ASGI's send. Raises ClientDisconnected when the client is gone, RuntimeError when the application errs."""
-        cdef str kind = message["type"]
+        # By its C type: methods of an object that may be anything cost 2,500 instructions of a response's 7,400.
+        cdef dict event = message if type(message) is dict else dict(message)
+        cdef str kind = event["type"]
         cdef bytes body
         cdef bint more
+        cdef object headers
         if self.disconnected:
             return self._send_to_nobody()
-        if kind == "http.response.body":
+        if len(kind) == 18 and kind == "http.response.body":
             if self.start is None and not self.started:
                 raise RuntimeError("http.response.body before http.response.start")
             if self.completed or self.body_sent:
                 raise RuntimeError("http.response.body after the response was complete")
-            value = message.get("body", b"")
+            value = event.get("body", b"")
             body = value if type(value) is bytes else bytes(value)
-            more = message.get("more_body", False)
+            more = event.get("more_body", False)
             if not self.started:
                 self._send_head(body, more or self.trailers is not None)
             elif body and self.takes_body:
@@ -381,26 +392,25 @@ cdef class AsgiRequest(StreamHandler):
         if kind == "http.response.start":
             if self.started or self.start is not None:
                 raise RuntimeError("a second http.response.start")
-            headers = message.get("headers", ())
+            headers = event.get("headers", ())
+            if event.get("trailers", False):
+                self.trailers = []
             if type(headers) is not list and type(headers) is not tuple:
                 # An iterator gives them once only.
                 headers = list(headers)
-                message = {"status": message["status"], "headers": headers}
-            self.start = message
-            if message.get("trailers", False):
-                self.trailers = []
-            for pair in headers:
-                if len(pair[0]) == 14 and pair[0].lower() == b"content-length":
-                    self._send_head(b"", True)
-                    return DONE
+                event = {"status": event["status"], "headers": headers}
+            self.start = event
+            if _has_length(headers):
+                self._send_head(b"", True)
+                return DONE
             # Whether a body follows settles the framing; the head waits for it only as long as this turn lasts.
             self.service.start_soon(self)
             return DONE
         if kind == "http.response.trailers":
             if not self.body_sent or self.completed:
                 raise RuntimeError("http.response.trailers without having been announced, or before the body's end")
-            self.trailers.extend(message.get("headers", ()))
-            if not message.get("more_trailers", False):
+            self.trailers.extend(event.get("headers", ()))
+            if not event.get("more_trailers", False):
                 self._complete()
             return DONE
         raise RuntimeError(f"an ASGI message that is not known here: {kind}")
@@ -531,6 +541,8 @@ cdef class AsgiRequest(StreamHandler):
                     lowered = []
                 lowered.append(name)
                 field.name = slice_of(name)
+                if not is_lower_token(field.name):
+                    self._malformed_header(name)
             if type(pair) is not tuple and type(pair) is not list:
                 # A pair that makes its bytes anew each time does not keep them.
                 if lowered is None:
@@ -539,8 +551,8 @@ cdef class AsgiRequest(StreamHandler):
             field.value = slice_of(value)
             trim(&field.value)
             field.kind = 0
-            if not is_lower_token(field.name) or not is_field_value(field.value):
-                raise RuntimeError(f"a response header with characters that may not stand in it: {name!r}")
+            if not is_field_value(field.value):
+                self._malformed_header(name)
             if is_connection_field(field.name):
                 if field.name.size == 14:     # content-length
                     length = content_length(field.value)
@@ -550,6 +562,9 @@ cdef class AsgiRequest(StreamHandler):
                 continue
             fields.add(field)
         return lowered
+
+    def _malformed_header(self, bytes name):
+        raise RuntimeError(f"a response header with characters that may not stand in it: {name!r}")
 
     # --- from the stream ---
 
