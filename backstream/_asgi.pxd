@@ -14,6 +14,7 @@ cdef class AsgiService(Service):
         dict state                      # what the application's lifespan put there
         object asyncio_loop
         object task_factory
+        dict task_options               # a Task's arguments beside its coroutine
         set tasks
         dict peers                      # ip:port -> (host, port)
         dict authorities                # host:port -> (host, port)
