@@ -16,8 +16,16 @@ cdef class AsgiService(Service):
         object task_factory
         dict task_options               # a Task's arguments beside its coroutine
         set tasks
-        dict peers                      # ip:port -> (host, port)
-        dict authorities                # host:port -> (host, port)
+        list peers                      # (ip:port, (host, port)), each at a place of its own, or None
+        # the scope that the next request's is a copy of, and what it was made for
+        dict base
+        uint32_t base_major
+        uint32_t base_minor
+        bytes base_scheme
+        bytes base_prefix
+        bytes base_authority
+        bytes base_root                 # goes before the raw path
+        tuple base_host                 # the header, or None
         FieldArray fields
         str lifespan_mode               # auto, on, off
         object lifespan
@@ -28,7 +36,9 @@ cdef class AsgiService(Service):
     cdef int run(self, AsgiRequest request) except -1
     cdef int start_soon(self, AsgiRequest request) except -1
     cdef dict _scope(self, AsgiRequest request, const RequestHead* head)
-    cdef object _address(self, dict known, Slice text)
+    cdef bint _is_of_base(self, const RequestHead* head) noexcept
+    cdef int _make_base(self, const RequestHead* head) except -1
+    cdef object _client(self, Slice text)
 
 
 cdef class AsgiRequest(StreamHandler):
