@@ -17,6 +17,7 @@ cdef class AsgiService(Service):
         dict task_options               # a Task's arguments beside its coroutine
         set tasks
         list peers                      # (ip:port, (host, port)), each at a place of its own, or None
+        list names                      # of fields, each at a place of its own, or None
         # the scope that the next request's is a copy of, and what it was made for
         dict base
         uint32_t base_major
@@ -38,6 +39,7 @@ cdef class AsgiService(Service):
     cdef dict _scope(self, AsgiRequest request, const RequestHead* head)
     cdef bint _is_of_base(self, const RequestHead* head) noexcept
     cdef int _make_base(self, const RequestHead* head) except -1
+    cdef bytes _name(self, Slice text)
     cdef object _client(self, Slice text)
 
 
