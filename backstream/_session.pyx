@@ -11,6 +11,7 @@ Rules that hold here:
 
 from collections import deque
 
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
@@ -157,6 +158,7 @@ cdef class SessionOwner:
 cdef SessionOwner _NOBODY = SessionOwner()
 
 
+@cython.freelist(64)     # the memory of streams that ended serves the next
 cdef class Stream:
     """One request and its response."""
 
