@@ -81,6 +81,8 @@ cdef class AsgiRequest(StreamHandler):
     cdef int _wake_receiver(self) except -1
     cdef int _wake_sender(self) except -1
     cdef int _gone(self) except -1
+    cdef int _write(self, bytes body) except -1
+    cdef int _complete(self) except -1
     cdef int _send_head(self, bytes first, bint more) except -1
     cdef int _respond(self, int status, object headers, bytes first, bint more) except -1
     cdef list _take_fields(self, FieldArray fields, object headers)

@@ -509,12 +509,12 @@ cdef class AsgiRequest(StreamHandler):
             await asyncio.sleep(0)
         raise ClientDisconnected("the client has gone")
 
-    def _write(self, bytes body):
+    cdef int _write(self, bytes body) except -1:
         if self.length >= 0:
             if len(body) > self.length:
                 self._wrong_length("more")
             self.length -= len(body)
-        self.stream.write(body)
+        return self.stream.write(body)
 
     def _wrong_length(self, str how):
         what = f"the response has {how} body than its Content-Length"
@@ -522,14 +522,14 @@ cdef class AsgiRequest(StreamHandler):
         self._gone()
         raise RuntimeError(what)
 
-    def _complete(self):
+    cdef int _complete(self) except -1:
         if self.length > 0:
             self._wrong_length("less")
         if self.trailers:
             self._end_with_trailers()
         self.completed = True
         self.stream.end()
-        self._wake_receiver()
+        return self._wake_receiver()
 
     def _end_with_trailers(self):
         cdef FieldArray fields = self.service.fields
