@@ -10,7 +10,6 @@ cdef class LoopMember:
         bint _flush_scheduled
         long long _flushed_in   # the turn of the last flush
         int _slot               # of the timer wheel, -1 while no deadline is set
-        Py_ssize_t _place       # in the slot
         double _deadline_at     # monotonic seconds
 
     cdef int flush(self) except -1
@@ -33,7 +32,7 @@ cdef class LoopState:
         object _queue           # a deque of LoopMember
         object _run_queue_bound
         # deadlines
-        list _slots             # of lists of LoopMember
+        list _slots             # of sets of LoopMember
         readonly Py_ssize_t deadlines
         long long _tick
         double _wake_at
@@ -57,7 +56,6 @@ cdef class LoopState:
     cdef bint has_queue(self) noexcept
     cdef int set_deadline(self, LoopMember member, double seconds) except -1
     cdef int clear_deadline(self, LoopMember member) except -1
-    cdef int _leave_slot(self, LoopMember member) except -1
     cdef int watch_unread(self, int fd, LoopMember member) except -1
     cdef int forget_unread(self, int fd) except -1
     cdef bytes http_date(self)

@@ -89,7 +89,7 @@ cdef class LoopState:
         self._run_flushes_bound = self._run_flushes
         self._queue = deque()
         self._run_queue_bound = self._run_queue
-        self._slots = [[] for _ in range(SLOTS)]
+        self._slots = [set() for _ in range(SLOTS)]
         self._tick = <long long>(monotonic() / TICK)
         self._unread = {}
         self._read_memory = bytearray(READ_SIZE)
@@ -176,16 +176,13 @@ cdef class LoopState:
         """Calls `member.on_deadline` after `seconds`, instead of the deadline that it had."""
         cdef double at = monotonic() + seconds
         cdef int slot = <int>((<long long>(at / TICK) + 1) % SLOTS)
-        cdef list members
         member._deadline_at = at
         if slot != member._slot:
             if member._slot >= 0:
-                self._leave_slot(member)
+                (<set>self._slots[member._slot]).discard(member)
             else:
                 self.deadlines += 1
-            members = <list>self._slots[slot]
-            member._place = len(members)
-            members.append(member)
+            (<set>self._slots[slot]).add(member)
             member._slot = slot
         if self._wake_handle is not None and self._wake_at <= at + TICK:
             return 0        # nearly always, and the clock need not be asked again
@@ -193,18 +190,9 @@ cdef class LoopState:
 
     cdef int clear_deadline(self, LoopMember member) except -1:
         if member._slot >= 0:
-            self._leave_slot(member)
+            (<set>self._slots[member._slot]).discard(member)
             member._slot = -1
             self.deadlines -= 1
-        return 0
-
-    cdef int _leave_slot(self, LoopMember member) except -1:
-        # The last one takes its place: a fifth less than sets cost, three times a request in the proxy.
-        cdef list members = <list>self._slots[member._slot]
-        cdef LoopMember last = <LoopMember>members.pop()
-        if last is not member:
-            members[member._place] = last
-            last._place = member._place
         return 0
 
     cdef int _wake_by(self, double at) except -1:
@@ -224,14 +212,14 @@ cdef class LoopState:
         cdef long long tick = <long long>(now / TICK)
         cdef long long at
         cdef LoopMember member
-        cdef list slot
+        cdef set slot
         self._wake_handle = None
         at = self._tick + 1
         if tick - at >= SLOTS:
             at = tick - SLOTS + 1
         self._tick = tick
         while at <= tick:
-            slot = <list>self._slots[at % SLOTS]
+            slot = <set>self._slots[at % SLOTS]
             if slot:
                 for member in list(slot):
                     if member._deadline_at <= now and member._slot == at % SLOTS:
@@ -243,7 +231,7 @@ cdef class LoopState:
             at += 1
         if self.deadlines:
             for at in range(tick + 1, tick + SLOTS):
-                if <list>self._slots[at % SLOTS]:
+                if <set>self._slots[at % SLOTS]:
                     break
             self._wake_by(at * TICK)
 
