@@ -14,9 +14,19 @@ cdef class AsgiService(Service):
         dict state                      # what the application's lifespan put there
         object asyncio_loop
         object task_factory
+        dict task_options               # a Task's arguments beside its coroutine
         set tasks
-        dict peers                      # ip:port -> (host, port)
-        dict authorities                # host:port -> (host, port)
+        list peers                      # (ip:port, (host, port)), each at a place of its own, or None
+        list names                      # of fields, each at a place of its own, or None
+        # the scope that the next request's is a copy of, and what it was made for
+        dict base
+        uint32_t base_major
+        uint32_t base_minor
+        bytes base_scheme
+        bytes base_prefix
+        bytes base_authority
+        bytes base_root                 # goes before the raw path
+        tuple base_host                 # the header, or None
         FieldArray fields
         str lifespan_mode               # auto, on, off
         object lifespan
@@ -27,7 +37,10 @@ cdef class AsgiService(Service):
     cdef int run(self, AsgiRequest request) except -1
     cdef int start_soon(self, AsgiRequest request) except -1
     cdef dict _scope(self, AsgiRequest request, const RequestHead* head)
-    cdef object _address(self, dict known, Slice text)
+    cdef bint _is_of_base(self, const RequestHead* head) noexcept
+    cdef int _make_base(self, const RequestHead* head) except -1
+    cdef bytes _name(self, Slice text)
+    cdef object _client(self, Slice text)
 
 
 cdef class AsgiRequest(StreamHandler):
@@ -68,6 +81,8 @@ cdef class AsgiRequest(StreamHandler):
     cdef int _wake_receiver(self) except -1
     cdef int _wake_sender(self) except -1
     cdef int _gone(self) except -1
+    cdef int _write(self, bytes body) except -1
+    cdef int _complete(self) except -1
     cdef int _send_head(self, bytes first, bint more) except -1
     cdef int _respond(self, int status, object headers, bytes first, bint more) except -1
     cdef list _take_fields(self, FieldArray fields, object headers)

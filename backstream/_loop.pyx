@@ -184,6 +184,8 @@ cdef class LoopState:
                 self.deadlines += 1
             (<set>self._slots[slot]).add(member)
             member._slot = slot
+        if self._wake_handle is not None and self._wake_at <= at + TICK:
+            return 0        # nearly always, and the clock need not be asked again
         return self._wake_by(at)
 
     cdef int clear_deadline(self, LoopMember member) except -1:

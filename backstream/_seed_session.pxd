@@ -63,6 +63,7 @@ cdef class SeedSession(Session):
         # state
         double next_expiry              # when a stream may be too old, 0 for none
         uint32_t _last_id
+        dict _by_message_id             # -> SeedStream, in place of the base's table
         # buffers
         SeedReader _reader
         object _queue                   # a deque of OutMessage

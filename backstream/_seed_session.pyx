@@ -181,7 +181,7 @@ cdef class SeedSession(Session):
         self._peer_window = DEFAULT_WINDOW
         self._max_streams = min(<uint32_t>hello.max_streams, <uint32_t>MAX_QUEUED)
         self._peer_max_streams = self._max_streams
-        self._streams = {}
+        self._by_message_id = {}
         self._bucket = 2000.0
         self._bucket_at = owner.now()
         self._fields = FieldArray()
@@ -192,6 +192,10 @@ cdef class SeedSession(Session):
         self._feeding = []
         self._doomed = []
         self._expecting = []
+
+    @property
+    def stream_count(self) -> int:
+        return len(self._by_message_id)
 
     # --- opening ---
 
@@ -232,7 +236,7 @@ cdef class SeedSession(Session):
                 raise StreamError(BUDGET_SPENT, "the memory for bodies on the seed wire is taken")
             self.budget.give_back(self.share, length)
             stream._booked_out = 0
-        self._streams[stream.message_id] = stream
+        self._by_message_id[stream.message_id] = stream
         self.opened += 1
         self.served += 1
         if end or offers_upgrade:
@@ -293,7 +297,7 @@ cdef class SeedSession(Session):
         cdef object stream
         self._complain("a message that was not taken", why)
         if found.size:
-            stream = self._streams.get(bytes_of(found))
+            stream = self._by_message_id.get(bytes_of(found))
             if stream is not None and (<SeedStream>stream).opened_here:
                 self.fail(stream, TOO_LARGE, f"the answer was not taken: {why}")
         return 0
@@ -302,7 +306,7 @@ cdef class SeedSession(Session):
         cdef SeedReader reader = self._reader
         cdef SeedStream stream
         cdef ResponseHead head
-        cdef object found = self._streams.get(bytes_of(reader.id)) if reader.id.size else None
+        cdef object found = self._by_message_id.get(bytes_of(reader.id)) if reader.id.size else None
         cdef bint bodiless
         if found is None or not (<SeedStream>found).opened_here or (<SeedStream>found).head_done:
             self.late += 1
@@ -361,7 +365,7 @@ cdef class SeedSession(Session):
             return self._complain("a request of an agent's", "a proxy serves none")
         if is_notify:
             message_id = new_id()       # nothing refers to the event's own
-        elif message_id in self._streams:
+        elif message_id in self._by_message_id:
             return self._complain("a request whose id repeats", message_id.decode("utf-8", "replace"))
         stream = self._new_stream(json)
         stream.message_id = message_id
@@ -401,7 +405,7 @@ cdef class SeedSession(Session):
         stream._holds_place = True
         self.accepted += 1
         self.served += 1
-        self._streams[message_id] = stream
+        self._by_message_id[message_id] = stream
         if end:
             stream.state = HALF_CLOSED_REMOTE
         try:
@@ -439,7 +443,7 @@ cdef class SeedSession(Session):
         """Ends the peer's requests that have had their time."""
         cdef SeedStream stream
         cdef double following = 0
-        for stream in list(self._streams.values()):
+        for stream in list(self._by_message_id.values()):
             if stream.expires_at == 0:
                 continue
             if stream.expires_at <= now:
@@ -519,7 +523,7 @@ cdef class SeedSession(Session):
         stream.state = CLOSED
         stream.handler = None
         own._drop_staged()
-        self._streams.pop(own.message_id, None)
+        self._by_message_id.pop(own.message_id, None)
         if own._message is None:
             self._release(own)
         elif own.opened_here and not own._message.begun:
@@ -764,8 +768,8 @@ cdef class SeedSession(Session):
         cdef OutMessage waiting
         self.closed = True
         self.owner.on_capacity()
-        while self._streams:
-            for stream in list(self._streams.values()):
+        while self._by_message_id:
+            for stream in list(self._by_message_id.values()):
                 unsent = stream.opened_here and (stream.state != HALF_CLOSED_LOCAL
                                                  or stream._message is not None and not stream._message.begun)
                 self._drop(stream, REFUSED if unsent else SESSION_LOST, message)

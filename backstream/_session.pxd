@@ -68,6 +68,7 @@ cdef class Stream:
         bint _waits_for_transport
         bint _in_ring
         Stream _ring_next
+        Stream _slot_next               # in the session's table
         # receiving
         ReceiveWindow _window
         int64_t _received_promise       # bytes still due of a sized body, -1 where nothing was promised
@@ -93,6 +94,19 @@ cdef class Stream:
     cdef int _check_room(self) except -1
 
 
+cdef class StreamTable:
+    cdef:
+        Py_ssize_t count
+        list _slots                     # each the first of a chain of streams, or None
+
+    cdef Stream get(self, uint32_t stream_id)
+    cdef int add(self, Stream stream) except -1
+    cdef int discard(self, Stream stream) except -1
+    cdef list in_order(self)
+    cdef list _all(self)
+    cdef int _resize(self, Py_ssize_t size) except -1
+
+
 cdef class Session:
     cdef:
         # identity
@@ -113,7 +127,7 @@ cdef class Session:
         WindowBudget budget
         BudgetShare share
         # state
-        dict _streams                   # id -> Stream
+        StreamTable _streams
         readonly uint32_t opened        # streams of this side that are open
         readonly uint32_t accepted      # the peer's, and those whose work goes on after an abort
         readonly uint64_t served        # streams that were opened in all

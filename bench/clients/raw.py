@@ -68,6 +68,7 @@ class Answer:
         self._start = bytearray()  # the head and what came with it of the body
         self._length: int | None = None
         self._chunks: ChunkCounter | None = None
+        self._buffer = bytearray()  # of its own: others are received in other threads
 
     def receive_head(self) -> None:
         while (end := self._start.find(b"\r\n\r\n")) < 0:
@@ -87,10 +88,11 @@ class Answer:
         return self._chunks.done if self._chunks is not None else self.body == self._length
 
     def receive_some(self) -> None:
-        count = self._client.recv_into(_VIEW)
+        self._buffer = self._buffer or bytearray(len(_BUFFER))
+        count = self._client.recv_into(self._buffer)
         if not count:
             self._cut()
-        self._count(_BUFFER, 0, count)
+        self._count(self._buffer, 0, count)
 
     def receive_all(self) -> None:
         self.receive_head()

@@ -217,6 +217,15 @@ def test_values_and_reasons_are_tab_space_visible_and_obs_text_bytes() -> None:
         assert trailers_are_taken(b"x", b"a" + byte) == taken, byte
 
 
+def test_a_values_bytes_are_held_to_that_at_every_place_of_it() -> None:
+    for size in range(1, 26):
+        for at in range(size):
+            for byte in (b"\0", b"\t", b"\n", b"\r", b"\x1f", b" ", b"~", b"\x7f", b"\x80", b"\xff"):
+                for others in (b"a", b"\t", b"\xff"):
+                    value = others * at + byte + others * (size - at - 1)
+                    assert trailers_are_taken(b"x", value) == (byte in VALUE), value
+
+
 @pytest.mark.parametrize("name", NEVER_TRAVELS)
 def test_what_frames_or_belongs_to_a_connection_never_travels_as_a_field(name: bytes) -> None:
     assert not request_is_taken(fields=((name, b"1"),))

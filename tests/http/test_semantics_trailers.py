@@ -126,6 +126,20 @@ async def test_an_asgi_application_sends_trailers_to_a_client_that_takes_them() 
         assert (await wire.get()).body == b"none"
 
 
+async def test_an_applications_trailers_come_also_where_its_headers_are_an_iterator() -> None:
+    @rig.http_only
+    async def app(scope, receive, send):
+        headers = iter([(b"x-a", b"1")])
+        await send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": True})
+        await send({"type": "http.response.body", "body": b"hello"})
+        await send({"type": "http.response.trailers", "headers": [(b"x-sum", b"9")]})
+
+    async with rig.tunnel(app) as tunnel, await tunnel.open() as wire:
+        await wire.send(rig.request(lines=[TE]))
+        answer = await wire.answer()
+        assert (answer.all("x-a"), answer.body, answer.trailers) == ([b"1"], b"hello", [(b"x-sum", b"9")])
+
+
 @pytest.mark.parametrize("path", ["/early", "/unannounced", "/malformed", "/never"])
 async def test_an_application_that_errs_with_its_trailers_has_no_whole_answer(path: str) -> None:
     @rig.http_only

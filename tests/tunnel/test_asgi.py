@@ -173,6 +173,26 @@ async def test_root_path_stands_before_the_path() -> None:
     assert (scope["path"], scope["raw_path"], scope["query_string"]) == ("/mount/a b", b"/mount/a%20b", b"c")
 
 
+async def test_requests_in_turn_each_have_the_scope_of_their_own_host_and_version() -> None:
+    app = Capture()
+    first, second, third = "Host: one.example:81", "Host: two.example", "Host:"
+    async with tunnel(app) as pair, await pair.open() as wire:
+        for host in (first, second, first, first, third, second):
+            await wire.send(request().replace(b"Host: service.example", host.encode()))
+            assert (await wire.answer()).status == 200
+        await wire.send(request().replace(b"HTTP/1.1", b"HTTP/1.0"))
+        await wire.answer()
+    assert [(scope["http_version"], scope["server"], dict(scope["headers"]).get(b"host")) for scope in app.scopes] == [
+        ("1.1", ("one.example", 81), b"one.example:81"),
+        ("1.1", ("two.example", 80), b"two.example"),
+        ("1.1", ("one.example", 81), b"one.example:81"),
+        ("1.1", ("one.example", 81), b"one.example:81"),
+        ("1.1", None, None),
+        ("1.1", ("two.example", 80), b"two.example"),
+        ("1.0", ("service.example", 80), b"service.example"),
+    ]
+
+
 async def test_a_scope_belongs_to_its_request_alone() -> None:
     seen = []
 
