@@ -100,10 +100,14 @@ cdef class ReadGuard(_ProtocolBase):
         Py_ssize_t _turn_bytes
         bint _paused                    # until the next turn
         bint _held                      # until `hold(False)`
+        bint _spread                    # the first bytes wait for their turn in the loop's queue
+        Py_ssize_t _first_bytes         # that wait
 
     cdef int hold(self, bint held) except -1
     cdef int pass_on(self, const char* data, Py_ssize_t size) except -1
     cdef int next_turn(self) except -1
+    cdef int take_first(self) except -1
+    cdef int _take(self, Py_ssize_t nbytes) except -1
 
 
 cdef class LinkMember(LoopMember):
