@@ -466,6 +466,9 @@ cdef class AgentTable:
         """The exchange does not wait any longer."""
         cdef AgentGroup group
         cdef dict line = None
+        if reason == WAIT_PLACE:
+            self.waiting -= 1       # it waits for a moment to pass, in no line
+            return 0
         if only is not None:
             line = only.waiting
         elif reason == WAIT_ROOM:

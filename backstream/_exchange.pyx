@@ -279,6 +279,7 @@ cdef class Exchange(StreamHandler):
         if self.waiting == WAIT_AGENT:
             return self._no_agent()
         if self.waiting == WAIT_PLACE:
+            self.table.waiting -= 1
             self.waiting = WAIT_NONE
             return self._open_again(None) if monotonic() < self.patient_until else self._no_agent()
         if self.request_ended and not self.head_sent:
@@ -352,7 +353,10 @@ cdef class Exchange(StreamHandler):
         if self.head_sent:
             self.finished = True
             return self.responder.send_cut(message or "the agent gave the stream up")
-        if code == REFUSED and self.replayable and not stream.acknowledged and link.is_clearing():
+        if (code == REFUSED and self.replayable and not stream.acknowledged and link.is_clearing()
+                and self.table.waiting < self.table.settings.max_waiting
+                and (self.only is not None or self.table.pick(self.client_id, link) is None)):
+            self.table.waiting += 1
             self.waiting = WAIT_PLACE
             return self._await_agent()
         if code == REFUSED or code == DRAINING:

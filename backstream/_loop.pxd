@@ -31,6 +31,8 @@ cdef class LoopState:
         # work that is spread over turns
         object _queue           # a deque of LoopMember
         object _run_queue_bound
+        bint _queue_scheduled
+        double _queue_at        # seconds, of its last turn
         # deadlines
         list _slots             # of sets of LoopMember
         readonly Py_ssize_t deadlines

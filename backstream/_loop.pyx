@@ -47,6 +47,8 @@ cdef enum:
 
 cdef double TICK = 0.02             # seconds
 cdef double QUEUE_SECONDS = 0.0002  # of a turn that queued work may take: two handshakes of 100 µs
+cdef double QUEUE_SHARE = 0.1       # of the time since the queue's last turn, where that is more
+cdef double MAX_QUEUE_SECONDS = 0.005
 cdef double UNREAD_POLL = 0.5       # seconds between two looks at the sockets that are not read
 
 logger = logging.getLogger("backstream")
@@ -139,9 +141,11 @@ cdef class LoopState:
     # --- work that is spread over turns ---
 
     cdef int enqueue(self, LoopMember member) except -1:
-        """Calls `member.on_turn` when those before it had theirs: at least one a turn, and others for QUEUE_SECONDS."""
+        """Calls `member.on_turn` when those before it had theirs: at least one a turn, and more as there is time."""
         self._queue.append(member)
-        if len(self._queue) == 1:
+        if not self._queue_scheduled:
+            self._queue_scheduled = True
+            self._queue_at = monotonic()
             self.asyncio_loop.call_soon(self._run_queue_bound)
         return 0
 
@@ -151,24 +155,27 @@ cdef class LoopState:
 
     def _run_queue(self):
         cdef LoopMember member
-        cdef double end
+        cdef double now, end
         if self._flushes_scheduled:
             self._flush_handle.cancel()
             self._run_flushes()
-        end = monotonic() + QUEUE_SECONDS
-        while True:
-            # It stays in front while it is served, so that what it enqueues finds the queue scheduled.
-            member = <LoopMember>self._queue[0]
-            try:
-                member.on_turn()
-            except Exception:
-                logger.exception("%r failed in its turn", member)
-            self._queue.popleft()
-            if not self._queue:
-                return
-            if monotonic() >= end:
-                break
-        self.asyncio_loop.call_soon(self._run_queue_bound)
+        now = monotonic()
+        # A busy loop has long turns, and few of them: then a part of their length, or the queue would starve.
+        end = now + max(QUEUE_SECONDS, min(QUEUE_SHARE * (now - self._queue_at), MAX_QUEUE_SECONDS))
+        self._queue_at = now
+        try:
+            while self._queue:
+                member = <LoopMember>self._queue.popleft()
+                try:
+                    member.on_turn()
+                except Exception:
+                    logger.exception("%r failed in its turn", member)
+                if monotonic() >= end:
+                    break
+        finally:
+            self._queue_scheduled = len(self._queue) > 0
+            if self._queue_scheduled:
+                self.asyncio_loop.call_soon(self._run_queue_bound)
 
     # --- deadlines ---
 

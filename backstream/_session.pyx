@@ -309,7 +309,7 @@ cdef class Stream:
             session._last_round = self.id
             pace = window_end_round(&self._window, session.owner.now(), session.round_trip,
                                     alone and session.share.used_bytes < GENEROUS_GROWTH)
-            if pace == FAST or pace == SLOW and self._window.window < session._initial_window:
+            if pace == FAST or pace == SLOW and self._window.window * 2 <= session._initial_window:
                 due = self._grow_window() or due
             elif pace == SLOW or pace == CROWDED:
                 due = self._shrink_window(pace) or due

@@ -64,6 +64,7 @@ cdef class SessionLink(SessionOwner):
     cdef int deadline(self) except -1
     cdef int lose(self, str message) except -1
     cdef int end(self, int close_code, str reason) except -1
+    cdef int greeted(self) except -1
     cdef int _send_ping(self) except -1
     cdef int _set_deadline(self) except -1
     cdef int lost(self, str message) except -1

@@ -243,6 +243,7 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
         if count and not self._link._lost:
             self.hold(False)
             self._take(count)
+            self._link.greeted()
         return 0
 
     cdef int _take(self, Py_ssize_t nbytes) except -1:
@@ -536,6 +537,7 @@ cdef class SessionLink(SessionOwner):
 
     def _pong(self, WSFrame frame):
         cdef double sent, sample
+        cdef uint64_t moved
         if not self._ping_sent_at:
             self.session.charge_idle_frame()    # nobody asked for it
         if frame.payload_size == 8 and self._ping_sent_at:
@@ -543,11 +545,12 @@ cdef class SessionLink(SessionOwner):
             if sent == self._ping_sent_at:
                 sample = monotonic() - sent
                 # Near the shortest of late: what a queue adds must not make the windows that fill it grow. So a longer
-                # one counts for something only where no bulk was on its way with it.
+                # one counts for next to nothing where bulk was on its way with it.
                 if self.session.round_trip == 0 or sample < self.session.round_trip:
                     self.session.round_trip = sample
-                elif self.bytes_sent + self.bytes_received - self._ping_bytes < QUIET_BYTES:
-                    self.session.round_trip += (sample - self.session.round_trip) / 8
+                else:
+                    moved = self.bytes_sent + self.bytes_received - self._ping_bytes
+                    self.session.round_trip += (sample - self.session.round_trip) / (8 if moved < QUIET_BYTES else 64)
                 self._ping_sent_at = 0
                 if self._first_pings:
                     self._first_pings -= 1
@@ -555,6 +558,13 @@ cdef class SessionLink(SessionOwner):
                         self._first_pings = 0       # of many agents that come at once each would cost three more
                     else:
                         self._send_ping()
+
+    cdef int greeted(self) except -1:
+        """The first bytes have had their turn: how long they waited for it is no part of the round trip."""
+        if self.session.peer_hello is not None and not self._lost and not self.session.closed:
+            self.session.round_trip = 0
+            self._send_ping()
+        return 0
 
     # --- time ---
 
@@ -584,6 +594,10 @@ cdef class SessionLink(SessionOwner):
         if self._transport.is_close_frame_sent:
             self.abort("the session is closed")
             return 0
+        if self.session.peer_hello is None and self._guard is not None:
+            self._guard.take_first()        # it may be here, and wait for its turn
+            if self._lost:
+                return 0
         if self.session.peer_hello is None:
             self.session.close(1, f"no HELLO within {self._hello_timeout:g} s", 1002)
             return 0

@@ -255,7 +255,10 @@ cdef class AppConnection(ServerConnection):
             return self.exchange.taken(size)
         self.sent_bytes += size
         self.body.put(data, size)
-        return self.exchange.held_up() if self.line is None else 0
+        if self.line is None:
+            return self.exchange.held_up()
+        self.untaken += size        # or what comes would hide what is taken
+        return 0
 
     cdef int send_end(self, const Trailers* trailers) except -1:
         cdef Py_ssize_t i

@@ -791,6 +791,11 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self._answer_handshake()
         except MessageError as error:
             self._refuse_handshake(error)
+        except BaseException:
+            if not self.closed:
+                self.handshake = None
+                self._abort()
+            raise
         if not self.closed:
             self._update_reading()
         return 0

@@ -90,6 +90,16 @@ async def test_handshakes_that_come_at_once_are_spread_over_turns_and_requests_a
         assert max(Counter(agents.judged).values()) == 1
 
 
+async def test_one_whose_judging_is_cancelled_does_not_keep_the_others_waiting() -> None:
+    def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    async with crowd() as agents:
+        agents.at_first = cancelled
+        agents.come()
+        assert await agents.statuses() == {0: 1, 101: COUNT - 1}
+
+
 async def test_handshakes_that_take_no_time_share_turns() -> None:
     async with crowd(0) as agents:
         agents.come()
