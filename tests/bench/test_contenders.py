@@ -119,6 +119,12 @@ def test_haproxy_has_one_thread_and_speaks_tls_where_asked() -> None:
     assert "ssl verify required ca-file /ca.pem" in tls
 
 
+def test_haproxy_does_without_delay_for_events_only() -> None:
+    backend = Endpoint(5678, {})
+    assert "option http-no-delay" not in haproxy_config(1234, backend)
+    assert "  option http-no-delay\n  option splice-auto\n" in haproxy_config(1234, backend, events=True)
+
+
 def test_envoy_listens_and_forwards_where_it_should() -> None:
     resources = json.loads(envoy_config(1234, 5678))["static_resources"]
     assert resources["listeners"][0]["address"]["socket_address"] == {"address": "127.0.0.1", "port_value": 1234}
