@@ -105,7 +105,8 @@ def _return(context: Context, count: int) -> Sample:
         wait_until_answering(endpoint.port, "backstream", fleet.check)
         swarm = _swarm(fleet, proxy.port, count, "returning")
         client = [sys.executable, "-m", "bench.clients.raw", "probe", str(proxy.port), "--duration"]
-        idle = json.loads(fleet.run("probe", [*client, str(context.options.duration)], timeout=60))
+        duration = context.options.duration
+        idle = json.loads(fleet.run("probe", [*client, str(duration)], timeout=duration + 30))
         fleet.kill(proxy.pids["proxy"])
         begin = time.perf_counter()
         start_proxy(fleet, *_flags(count), port=proxy.port)
