@@ -1,6 +1,7 @@
 """The processes of a run: they end whatever happens to it."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from bench.context import Context, Options
 from bench.errors import BenchError
 from bench.processes import Fleet, Spawned
+from bench.scenarios.agents import too_few_files
 from tests.rig import ROOT
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -44,6 +46,14 @@ def test_all_are_killed_where_their_end_is_broken_off(fleet: Fleet, monkeypatch:
     assert [each.process.wait(10) for each in rest] == [-signal.SIGKILL] * 2
     assert first.failure() is None
     assert fleet.count == 1
+
+
+def test_too_few_open_files_are_told_with_what_raises_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    assert too_few_files(4096 - 256) is None
+    assert too_few_files(10_000) == "the hard limit of open files is 4,096; raise it: ulimit -Hn 10256"
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
+    assert too_few_files(10_000) is None
 
 
 @pytest.mark.parametrize(
