@@ -90,7 +90,7 @@ def snippet(results: Results) -> str:
         raise BenchError("nothing for the README in these results: it is about small and bulk, with nginx beside")
     parts = [
         "Through proxy and agent, against nginx as reverse proxy in the same run (for bulk its buffering off, "
-        "and the better of two buffers); medians of\n"
+        "and the better of\ntwo buffers); medians of "
         f"`python -m bench` on {day(results)}, {_machine(results)}, all clients on the same machine:",
         table(["", "backstream / nginx"], [(name, " / ".join(map(_text, found))) for name, found in rows]),
     ]

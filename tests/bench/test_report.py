@@ -104,7 +104,7 @@ def test_the_readme_has_date_machine_and_only_ratios_that_stand(make: Make) -> N
     results = make(sections=[section("small", SMALL), section("bulk-down-sized", bulk)])
     assert readme.snippet(results) == (
         "Through proxy and agent, against nginx as reverse proxy in the same run (for bulk its buffering off, "
-        "and the better of two buffers); medians of\n"
+        "and the better of\ntwo buffers); medians of "
         "`python -m bench` on 25 November 2026, two CPUs of AMD EPYC, all clients on the same machine:\n"
         "\n"
         "| | backstream / nginx |\n"
