@@ -1,10 +1,8 @@
 """The command line of the bench: ``python -m bench --help``."""
 
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -12,6 +10,7 @@ from bench import soak as soaking
 from bench.contenders import binaries
 from bench.context import Context, Options
 from bench.errors import BenchError
+from bench.processes import end_on_signals
 from bench.report import compare as comparing
 from bench.report import markdown, plots, readme, targets
 from bench.report.results import Results
@@ -129,8 +128,7 @@ def main() -> None:
 
     Without a command it is `run`: its options work without its name.
     """
-    # So that the processes of a terminated run are ended like those of a finished one.
-    signal.signal(signal.SIGTERM, _terminated)
+    end_on_signals()
 
 
 @main.command(short_help="Measure everything, in 13 to 25 minutes.")
@@ -262,10 +260,6 @@ class _Refused(click.ClickException):
     """What can't be done with what was given."""
 
     exit_code = _REFUSED
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

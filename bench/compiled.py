@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import stat
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -24,14 +25,26 @@ def load(name: str) -> ModuleType:
     source = Path(__file__).parent.joinpath(*name.split(".")[1:]).with_suffix(".pyx").resolve()
     try:
         library = _compile(source)
+    except BenchError:
+        raise
     # Of setuptools and of compilers: they agree on no exception.
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         raise BenchError(f"{INSTALL} ({source.name}: {error})") from error
+    try:
+        module = _imported(name, library)
+    # Whatever a file that was cut short, or is another's, makes the dynamic linker say.
+    except Exception as error:
+        Path(library).unlink(missing_ok=True)
+        raise BenchError(f"{library} is broken, and removed: the next run compiles it anew ({error})") from error
+    sys.modules[name] = module
+    return module
+
+
+def _imported(name: str, library: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, library)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sys.modules[name] = module
     return module
 
 
@@ -39,11 +52,28 @@ def _compile(source: Path) -> str:
     """The path of the extension module, which is compiled unless there is one of the same text for this Python."""
     from pyximport import pyxbuild
 
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     text = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
-    directory = base / "backstream-bench" / f"{sys.implementation.cache_tag}-{text}"
-    directory.mkdir(parents=True, exist_ok=True)
+    cache = _own(_cache_home() / "backstream-bench")
+    directory = _own(cache / f"{sys.implementation.cache_tag}-{text}")
     with Path(directory, "lock").open("w") as lock:
         # Whoever comes second finds it compiled, and whole.
         fcntl.flock(lock, fcntl.LOCK_EX)
         return str(pyxbuild.pyx_to_dll(str(source), build_in_temp=True, pyxbuild_dir=str(directory)))
+
+
+def _cache_home() -> Path:
+    """As of the XDG base directories: a relative path counts as none."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return named if named.is_absolute() else Path.home() / ".cache"
+
+
+def _own(directory: Path) -> Path:
+    """Made where it is absent. BenchError unless it is a directory of ours that nobody else may write to: what lies in
+    it is executed.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise BenchError(f"{directory} must be a directory of yours that nobody else may write to")
+    return directory

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.processes import Fleet, finish, read_line
-from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, HOST, MIB
+from bench.routes import CLIENT_ID, CLIENT_ID_HEADER, HOST, MIB, SMALL
 
 RAW = [sys.executable, "-m", "bench.clients.raw"]
 """Begins a command line of clients/raw.py."""
@@ -22,9 +22,9 @@ _SCRIPT = """\
 done = function(summary, latency, requests)
   local e = summary.errors
   io.write(string.format(
-    '{"requests": %d, "seconds": %f, "p50": %f, "p99": %f, "errors": %d}\\n',
+    '{"requests": %d, "seconds": %f, "p50": %f, "p99": %f, "errors": %d, "bytes": %.0f}\\n',
     summary.requests, summary.duration / 1e6, latency:percentile(50), latency:percentile(99),
-    e.connect + e.read + e.write + e.status + e.timeout))
+    e.connect + e.read + e.write + e.status + e.timeout, summary.bytes))
 end
 """
 
@@ -40,7 +40,8 @@ def client_name() -> str:
 def load(
     fleet: Fleet, port: int, connections: int, seconds: int, *, ca: str = "", fresh: bool = False
 ) -> dict[str, float]:
-    """Requests, seconds, p50 and p99 in µs, the client's CPU seconds. BenchError if a request failed.
+    """Requests, seconds, p50 and p99 in µs, the client's CPU seconds. BenchError if a request failed,
+    or bytes of answers are missing; what is in them only the built-in client looks at.
 
     With a `ca` the load comes over TLS (wrk does not verify it). fresh: a new connection for each request, which only
     wrk can do.
@@ -75,6 +76,9 @@ def load(
     result: dict[str, float] = json.loads(output.strip().splitlines()[-1])
     if result["errors"] or not result["requests"]:
         raise BenchError(f"{result['errors']:.0f} of {result['requests']:.0f} requests failed")
+    if wrk and result["bytes"] < result["requests"] * len(SMALL):
+        # It looks at no body; the built-in client does.
+        raise BenchError(f"{result['bytes']:.0f} bytes are too few for {result['requests']:.0f} answers")
     result["cpu_seconds"] = _children_cpu() - before
     return result
 

@@ -9,6 +9,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from bench.contenders import binaries
 from bench.contenders.backstream import command as backstream_command
 from bench.contenders.nginx import find_nginx
 
@@ -30,11 +31,21 @@ def describe() -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Of everything that always takes part; what is absent says so. Contenders tell their own."""
     return {
-        **{name: _package(name) for name in ("backstream", "uvloop", "picows", "httptools", "protobuf")},
-        "commit": _commit(),
+        **_own_versions(),
         "nginx": _output([find_nginx() or "", "-v"], r"nginx/(\S+)"),
         "wrk": _output([shutil.which("wrk") or "", "-v"], r"wrk (\S+)"),
     }
+
+
+def _own_versions() -> dict[str, str]:
+    names = ("uvloop", "picows", "httptools", "protobuf")
+    if binaries.is_given("backstream"):
+        # What it was built from, and what lies beside it, is its own.
+        return {
+            "backstream": binaries.version("backstream", "--version") or "unknown version",
+            **dict.fromkeys((*names, "commit"), "unknown"),
+        }
+    return {**{name: _package(name) for name in ("backstream", *names)}, "commit": _commit()}
 
 
 def _cores() -> str:

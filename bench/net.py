@@ -42,13 +42,16 @@ def answers(port: int, ca: str = "") -> bool:
 
 
 def warm_up(port: int, name: str, seconds: float, *, ca: str = "") -> None:
-    """Small requests on one connection for so long; BenchError if one fails."""
+    """Small requests on one connection for so long; BenchError if one fails or has another answer than it should."""
     connection = _connection(port, ca)
     deadline = time.monotonic() + seconds
     try:
         while time.monotonic() < deadline:
             connection.request("GET", "/small", headers=_HEADERS)
-            connection.getresponse().read()
+            response = connection.getresponse()
+            body = response.read()
+            if (response.status, body) != (200, SMALL):
+                raise BenchError(f"{name} answered its warm-up with {response.status} {body[:100]!r}")
     except (OSError, http.client.HTTPException) as error:
         raise BenchError(f"{name} failed in its warm-up: {error!r}") from error
     finally:

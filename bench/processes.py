@@ -8,11 +8,12 @@ CPU time is that of a process, its threads and its children, from /proc/PID/task
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import IO
 
 from bench.errors import BenchError
@@ -20,6 +21,18 @@ from bench.pinning import Pinning
 
 HAVE_PROC = Path("/proc/self/stat").exists()
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this process by SystemExit, so that its own are ended as at the end of any run."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Whoever ignores it, as nohup has it, is not to be ended by it.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _ended)
+
+
+def _ended(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 class Spawned:
@@ -57,6 +70,11 @@ class Spawned:
                 with suppress(BrokenPipeError):
                     pipe.close()
 
+    def kill(self) -> None:
+        """SIGKILL to the whole process group, and no waiting."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
 
 class Fleet:
     """A context manager that owns processes: those still running at its end are stopped."""
@@ -77,20 +95,26 @@ class Fleet:
         self.stop_from(0)
 
     def spawn(self, name: str, argv: Sequence[str], *, pipes: bool = False) -> Spawned:
-        """Start `argv` in the fleet's directory; with `pipes`, as a client, its standard input and output are ours."""
+        """Start `argv` in the fleet's directory; with `pipes`, as a client, its standard input and output are ours.
+
+        BenchError where it can't be executed.
+        """
         self._count += 1
         log = self.directory / f"{self._count}-{name.replace(' ', '-')}.log"
         pinned = self._pinning.applied(name, client=pipes) if self._pinning is not None else nullcontext()
         with log.open("wb") as output, pinned:
-            process = subprocess.Popen(
-                argv,
-                cwd=self.directory,
-                env=self._environment,
-                stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
-                stdout=subprocess.PIPE if pipes else output,
-                stderr=output,
-                start_new_session=True,
-            )
+            try:
+                process = subprocess.Popen(
+                    argv,
+                    cwd=self.directory,
+                    env=self._environment,
+                    stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if pipes else output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise BenchError(f"{name} could not be started: {error}") from error
         spawned = Spawned(name, process, log)
         self._running.append(spawned)
         return spawned
@@ -101,9 +125,19 @@ class Fleet:
         return len(self._running)
 
     def stop_from(self, count: int) -> None:
-        """Stop all but the first `count`, the last first: what was started for something that then failed."""
+        """Stop all but the first `count`, the last first: what was started for something that then failed.
+
+        Where that is broken off, by a signal, they are killed.
+        """
         while len(self._running) > count:
-            self._running.pop().stop()
+            last = self._running[-1]
+            try:
+                last.stop()
+            except BaseException:
+                while len(self._running) > count:
+                    self._running.pop().kill()
+                raise
+            self._running.remove(last)
 
     def stop(self, spawned: Spawned) -> None:
         spawned.stop()

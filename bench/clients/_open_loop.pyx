@@ -104,7 +104,6 @@ cdef class OpenLoop:
     cdef Py_ssize_t _text_size, _end_size
     cdef sockaddr_in _address
     cdef readonly int64_t begin_ns
-    cdef readonly int64_t lost, reconnects
 
     def __cinit__(self, int port, int connections, double rate, int64_t count, bytes message, bytes body,
                   int64_t grace_ns):
@@ -243,7 +242,6 @@ cdef class OpenLoop:
         connection.retry_at = _now() + RETRY
         if connection.state >= FREE:
             self._open -= 1
-            self.reconnects += 1
         if connection.state == BUSY:
             self._end_request(connection.request, LOST)
         elif connection.state == FREE:
@@ -260,8 +258,6 @@ cdef class OpenLoop:
     cdef void _end_request(self, int64_t request, int64_t latency) noexcept nogil:
         self._latencies[request] = latency
         self._ended += 1
-        if latency == LOST:
-            self.lost += 1
 
     cdef void _release(self, Connection* connection) noexcept nogil:
         """It may take a request, after those that are free already."""

@@ -108,6 +108,9 @@ class BackstreamBare(_Backstream):
     def missing(self, fleet: Fleet) -> str | None:
         if reason := super().missing(fleet):
             return reason
+        if binaries.is_given("backstream"):
+            # It is this environment's library that would be measured.
+            return "another backstream was given, whose library is not this one"
         try:
             fleet.run("bare handler", [*_BARE, "--check"], timeout=20)
         except BenchError as error:

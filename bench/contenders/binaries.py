@@ -49,6 +49,11 @@ def given(name: str, path: str) -> None:
         cached.cache_clear()
 
 
+def is_given(name: str) -> bool:
+    """Whether the command line says where that binary is."""
+    return name in _given
+
+
 def take(arguments: list[str]) -> list[str]:
     """Note each ``NAME=PATH`` of ``--contender`` as `given`; returns the others, which filter by key."""
     for argument in arguments:

@@ -103,9 +103,15 @@ class NginxProxy(Program):
         return Endpoint(port, {"proxy": pid, **backend.pids}, self._tls.cert if self._tls is not None else "")
 
 
-def unbuffered() -> NginxProxy:
+def unbuffered(*, tls: Certificate | None = None) -> NginxProxy:
     """For what streams."""
-    return NginxProxy(name="nginx, buffering off", extra=UNBUFFERED)
+    return NginxProxy(name="nginx, buffering off", extra=UNBUFFERED, tls=tls)
+
+
+def large_buffers(*, tls: Certificate | None = None) -> NginxProxy:
+    """For bulk, where larger buffers suit it better."""
+    extra = f"{UNBUFFERED} {LARGE_BUFFERS}"
+    return NginxProxy(key="nginx-64k", name="nginx, the same, 64 KiB buffer", extra=extra, tls=tls)
 
 
 def start_service(fleet: Fleet, *, bulk_bytes: int = 0, tls: Certificate | None = None) -> Endpoint:

@@ -9,16 +9,21 @@ from bench.contenders.tunnels import Chisel, Cloudflared, Frp, Rathole, Sish, Ss
 
 
 def others(
-    nginx: str = "", *, websockets: bool = False, credit: bool = False, uploads: bool = False
+    nginx: str = "",
+    *,
+    websockets: bool = False,
+    credit: bool = False,
+    uploads: bool = False,
+    events: bool = False,
 ) -> list[Contender]:
     """Those that carry bodies of any length and time.
 
     nginx: what goes into the location of the nginx before uvicorn. websockets: only those that carry WebSockets.
     credit: only those in which one client that does not read stops nobody else. uploads: only those that answer others
-    beside endless uploads.
+    beside endless uploads. events: all of them, set up for Server-Sent Events.
     """
     found = [
-        Haproxy(),
+        Haproxy(events=events),
         Envoy(),
         *tunnels(),
         AiohttpProxy(),

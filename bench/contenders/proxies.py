@@ -1,7 +1,8 @@
 """HAProxy and Envoy as reverse proxies, each with one thread, as nginx has one worker.
 
 No access log, connections kept to client and upstream, WebSockets let through, no limit of time that a run could meet.
-Both pass on what they have as they have it, so one configuration serves small requests and bulk.
+Both pass on what they have as they have it, so one configuration serves small requests and bulk. For events HAProxy has
+``option http-no-delay`` besides, which its manual says costs bandwidth and CPU.
 """
 
 import json
@@ -24,8 +25,7 @@ defaults
   timeout client 1h
   timeout server 1h
   timeout tunnel 1h
-  option http-no-delay
-  option splice-auto
+{events}  option splice-auto
   http-reuse always
 frontend clients
   bind 127.0.0.1:{port} backlog 4096{bind}
@@ -35,11 +35,12 @@ backend service
 """
 
 
-def haproxy_config(port: int, backend: Endpoint, tls_pem: str = "") -> str:
-    """Its file. tls_pem: a file with certificate and key, to speak TLS with clients."""
+def haproxy_config(port: int, backend: Endpoint, tls_pem: str = "", *, events: bool = False) -> str:
+    """Its file. tls_pem: a file with certificate and key, to speak TLS with clients. events: for Server-Sent Events."""
     return _HAPROXY.format(
         port=port,
         backend=backend.port,
+        events="  option http-no-delay\n" if events else "",
         bind=f" ssl crt {tls_pem}" if tls_pem else "",
         server=f" ssl verify required ca-file {backend.ca} verifyhost localhost" if backend.ca else "",
     )
@@ -54,8 +55,9 @@ class Haproxy(Program):
     version_flags = ("-v",)
     install = "apt-get install haproxy"
 
-    def __init__(self, *, tls: Certificate | None = None) -> None:
+    def __init__(self, *, tls: Certificate | None = None, events: bool = False) -> None:
         self._tls = tls
+        self._events = events
 
     def start(self, fleet: Fleet, backend: Endpoint) -> Endpoint:
         port = free_port()
@@ -63,7 +65,8 @@ class Haproxy(Program):
         if self._tls is not None:
             pem.write_bytes(Path(self._tls.cert).read_bytes() + Path(self._tls.key).read_bytes())
         config = Path(fleet.directory, f"haproxy-{port}.cfg")
-        config.write_text(haproxy_config(port, backend, str(pem) if self._tls is not None else ""))
+        tls_pem = str(pem) if self._tls is not None else ""
+        config.write_text(haproxy_config(port, backend, tls_pem, events=self._events))
         pid = fleet.spawn("haproxy", [binaries.path_of("haproxy"), "-db", "-f", str(config)]).pid
         return Endpoint(port, {"proxy": pid, **backend.pids}, self._tls.cert if self._tls is not None else "")
 

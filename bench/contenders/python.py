@@ -16,7 +16,7 @@ from bench.processes import Fleet
 
 class _Python(Contender):
     packages: Sequence[str]
-    install = "pip install '.[bench]'"
+    install = "pip install -e '.[bench]'"
     brief = True
 
     def missing(self, fleet: Fleet) -> str | None:

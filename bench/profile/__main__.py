@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from bench.errors import BenchError
+from bench.processes import end_on_signals
 from bench.profile import allocations, frames, perf, syscalls, tunnel
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
@@ -33,6 +34,7 @@ def main() -> None:
     Each command starts a proxy and an agent of its own, with an ASGI application in the agent. Where a tool is not
     here, it says how to install it, and that it was skipped.
     """
+    end_on_signals()
 
 
 @main.command("perf")

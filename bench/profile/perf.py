@@ -106,8 +106,7 @@ def top(wanted: Wanted, count: int) -> Iterator[str]:
         done = _record(processes, wanted, file, "-F", str(RATE))
         yield f"{wanted.process} under {wanted.load}: {done}"
         argv = ["perf", "report", "-i", str(file), "--stdio", "--sort=dso,symbol", "--field-separator=;", "-q"]
-        output = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=True).stdout
-        for line in output.splitlines()[:count]:
+        for line in _piped(argv, b"").decode(errors="replace").splitlines()[:count]:
             share, library, symbol = (part.strip() for part in line.split(";")[:3])
             name = readable(re.sub(r"^\[.\] ", "", symbol))
             yield f"{float(share.rstrip('%')):6.2f} %  {name}  [{library.partition('.cpython')[0]}]"

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from bench.errors import BenchError
+
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "build" / "profile" / "site"
 _BUILT = ROOT / "build" / "profile" / "built"
@@ -21,7 +23,7 @@ _FUNCTIONS = ("f", "pw", "pf")
 
 
 def build() -> None:
-    """Compiles what is older than its source. Raises CalledProcessError when something does not compile."""
+    """Compiles what is older than its source. BenchError when something does not compile; pip has said what."""
     sources = [ROOT / "setup.py", *(ROOT / "backstream").rglob("*.py*")]
     newest = max(source.stat().st_mtime for source in sources if source.suffix in (".py", ".pyx", ".pxd"))
     if _BUILT.exists() and _BUILT.stat().st_mtime > newest:
@@ -30,7 +32,10 @@ def build() -> None:
     print("building the extensions with symbols, which takes minutes the first time", file=sys.stderr, flush=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--disable-pip-version-check"]
     environment = {**os.environ, "BACKSTREAM_PROFILE": "1"}
-    subprocess.run([*pip, "--target", str(SITE), str(ROOT)], env=environment, check=True)
+    try:
+        subprocess.run([*pip, "--target", str(SITE), str(ROOT)], env=environment, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BenchError(f"the extensions could not be built with symbols: {error}") from error
     _BUILT.touch()
     os.utime(_BUILT, (begun, begun))
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from bench.contenders import Endpoint
 from bench.contenders.backstream import INSTALL, command, start_agent, start_proxy
 from bench.errors import BenchError
 from bench.load import load
-from bench.net import wait_until_answering
+from bench.net import wait_until_answering, wait_until_listening
 from bench.processes import Fleet, Spawned, finish, read_line
 from bench.profile.symbols import SITE
 from bench.routes import MIB, SMALL
@@ -26,7 +25,6 @@ from bench.routes import MIB, SMALL
 APP = "bench.services.app:app"
 LOADS = ("small", "bulk-down", "bulk-up")
 ROLES = ("proxy", "agent")
-START_SECONDS = 15.0
 END_SECONDS = 60.0
 """For what was attached to a process to write down what it saw."""
 
@@ -61,7 +59,7 @@ def start(processes: Fleet, *, relay: Callable[[int], int] | None = None) -> Tun
     proxy = start_proxy(processes)
     dialled = proxy
     if relay is not None:
-        _wait_until_open(proxy.port, processes.check)
+        wait_until_listening("127.0.0.1", proxy.port, "backstream proxy", processes.check)
         dialled = Endpoint(relay(proxy.port), proxy.pids)
     endpoint = start_agent(processes, dialled, "--app", APP)
     wait_until_answering(proxy.port, "backstream", processes.check)
@@ -78,19 +76,6 @@ class Done:
 
     def __str__(self) -> str:
         return f"{self.count:,.0f} {self.unit}{'s' * (self.unit == 'request')} in {self.seconds:.1f} s"
-
-
-def _wait_until_open(port: int, check: Callable[[], None]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            check()
-            if time.monotonic() > deadline:
-                raise BenchError(f"nothing listens on port {port} after {START_SECONDS:.0f} s") from None
-            time.sleep(0.05)
 
 
 def put_load(processes: Fleet, port: int, what: str, seconds: int, connections: int) -> Done:

@@ -4,7 +4,8 @@ A number changed if the ratio of the two runs' medians, at the end of its range 
 from 1 than the tolerance. The range is twice that of the turns: of two runs of one thing with three turns each, once in
 twenty all turns of the one are above all of the other, and a run has some hundred numbers. Only this project's rows
 decide; those of others show how the machine, or they themselves, changed in between. Numbers of one turn are not
-judged, since nobody knows their spread.
+judged, since nobody knows their spread; nor is peak memory, which counts from when a process began. Of requests that
+were lost or unanswered none is what should be, so they are held against each other by their difference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,11 +39,17 @@ _LESS = (
     "again",
     "cpu.proxy",
     "cpu.agent",
-    "peak.proxy",
-    "peak.agent",
     "memory",
     "back",
+    "growth.proxy",
+    "growth.agent",
 )
+_COUNTED = ("lost", "unanswered")
+"""Requests, of which one more than the ranges is worse."""
+_LEAST = {"growth.proxy": 1.0, "growth.agent": 1.0}
+"""What less than it counts as, in MiB: twice of next to nothing is no change."""
+_PROGRAMS = ("nginx", "wrk")
+"""Without them other services and clients take their places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +62,8 @@ class Finding:
     change: Change
     before: Measure
     after: Measure
-    change_by: Measure
-    """After / before."""
+    change_by: Measure | None
+    """After / before; None for what is judged by its difference."""
 
     @property
     def decides(self) -> bool:
@@ -67,14 +74,15 @@ class Finding:
             f"{each.value:,.4g}" + (f" ±{each.spread:.0%}" if each.spread is not None else "")
             for each in (self.before, self.after)
         )
-        return f"{self.section}, {self.row.name}, {self.sample}: {values}, × {self.change_by.value:.2f}"
+        by = f"× {self.change_by.value:.2f}" if self.change_by else f"{self.after.value - self.before.value:+,.4g}"
+        return f"{self.section}, {self.row.name}, {self.sample}: {values}, {by}"
 
 
 @dataclass(slots=True)
 class Comparison:
     findings: list[Finding] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
-    """Rows of this project that were measured before and failed now."""
+    """Rows of this project that were measured before and failed now, and whatever else failed now only."""
     notes: list[str] = field(default_factory=list)
 
     def of(self, change: Change, *, ours: bool) -> list[Finding]:
@@ -115,6 +123,7 @@ def compare(before: Results, after: Results, *, tolerance: float, force: bool = 
     for section in after.sections:
         if section.key in old:
             _compare_section(old[section.key], section, tolerance, found)
+    found.lost += _failed_now(before, after)
     if not found.lost and not any(each.decides and each.change != "unknown" for each in found.findings):
         raise BenchError("nothing to judge: no row of backstream has two turns or more in both runs")
     return found
@@ -133,13 +142,26 @@ def _compare_section(before: Section, after: Section, tolerance: float, found: C
             first, last = old.measure(name), row.measure(name)
             if first is None or last is None:
                 continue
-            change_by = ratio(last.widened(_CERTAINTY), first.widened(_CERTAINTY))
+            least = _LEAST.get(name, 0.0)
+            change_by = ratio(*(each.at_least(least).widened(_CERTAINTY) for each in (last, first)))
             if change_by is not None:
                 change = _change(change_by, tolerance, more=name in _MORE)
                 found.findings.append(Finding(after.key, row, name, change, first, last, change_by))
+        for name in _COUNTED:
+            first, last = old.measure(name), row.measure(name)
+            if first is not None and last is not None:
+                change = _difference(last.widened(_CERTAINTY) - first.widened(_CERTAINTY))
+                found.findings.append(Finding(after.key, row, name, change, first, last, None))
     for row in before.rows:
         if row.samples and after.row(row.key) is None:
             found.notes.append(f"{after.key}, {row.name}: not in the second run")
+
+
+def _failed_now(before: Results, after: Results) -> list[str]:
+    """Failures of the second run that have no row, such as that of a whole measurement, and were not in the first."""
+    rows = {row.name for results in (before, after) for section in results.sections for row in section.rows}
+    known = rows | {failure.partition(": ")[0] for failure in before.failures}
+    return [failure for failure in after.failures if failure.partition(": ")[0] not in known]
 
 
 def _judged(section: Section) -> list[str]:
@@ -158,10 +180,21 @@ def _change(by: Measure, tolerance: float, *, more: bool) -> Change:
     return "same"
 
 
+def _difference(by: Measure) -> Change:
+    if not by.known:
+        return "unknown"
+    return "slower" if by.low >= 1 else "faster" if by.high <= -1 else "same"
+
+
 def _differences(before: Results, after: Results) -> list[str]:
     return [
         *_unequal("machine", before.machine, after.machine, SAME_MACHINE),
         *_unequal("option", before.options, after.options, SAME_LOAD),
+        *(
+            f"{name}: absent in one of them"
+            for name in _PROGRAMS
+            if (before.versions.get(name) == "absent") != (after.versions.get(name) == "absent")
+        ),
     ]
 
 

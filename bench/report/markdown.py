@@ -14,8 +14,9 @@ from bench.report.table import Section, cells
 def write(results: Results, directory: Path, plotter: Plotter) -> Path:
     """report.md, results.json and a plot for each section; returns the page's path."""
     directory.mkdir(parents=True, exist_ok=True)
-    plots = {section.key: plotter(section, directory) for section in results.sections}
+    # First what can't be made anew.
     (directory / "results.json").write_text(results.to_json())
+    plots = {section.key: plotter(section, directory) for section in results.sections}
     page = directory / "report.md"
     page.write_text(render(results, {key: path.name for key, path in plots.items() if path is not None}))
     return page

@@ -1,9 +1,11 @@
 """What turns tell: a median, the range it may as well lie in, and whether that range decides anything.
 
-The range is that of the turns, lowest to highest; from five turns on that of their middle half, so that more turns make
-it narrower. The spread is half the range as a share of the median. Ranges go through every calculation at their worst
-(the quotient of two begins at low / high and ends at high / low), so a verdict holds wherever in its range each median
-really lies. One turn has no range: its value is shown and decides nothing.
+The range is that of the turns, lowest to highest; from seven turns on without a sixth of them at either end, so that
+more turns make it narrower. It is no confidence interval: of two turns each of one and the same thing, those of the one
+are all above those of the other, or all below, once in three times, and then a ratio stands by chance. The spread is
+half the range as a share of the median. Ranges go through every calculation at their worst (the quotient of two begins
+at low / high and ends at high / low), so a verdict holds wherever in its range each median really lies. One turn has no
+range: its value is shown and decides nothing.
 """
 
 import math
@@ -33,7 +35,7 @@ class Measure:
         if not samples:
             return None
         ordered = sorted(samples)
-        trimmed = (len(ordered) - 1) // 4
+        trimmed = (len(ordered) - 1) // 6
         low, high = ordered[trimmed], ordered[-1 - trimmed]
         return cls(statistics.median(ordered), low, high, len(ordered) > 1)
 
@@ -62,6 +64,10 @@ class Measure:
     def scaled(self, factor: float) -> "Measure":
         """Times a factor that is not negative."""
         return Measure(self.value * factor, self.low * factor, self.high * factor, self.known)
+
+    def at_least(self, least: float) -> "Measure":
+        """With nothing below `least`."""
+        return Measure(max(self.value, least), max(self.low, least), max(self.high, least), self.known)
 
     def widened(self, factor: float) -> "Measure":
         """With a range that goes so many times as far from the value."""
@@ -114,8 +120,9 @@ def ratio_text(found: Measure | None, digits: int = 2) -> str:
 
 
 LEGEND = (
-    "Numbers are medians of the turns. ± is half the range from the lowest to the highest turn (from five turns on, of "
-    "the middle half), as a share of the median.",
-    "A ratio stands only where the turns of both rows bear it out. ≈: within the spread of both, no difference that "
+    "Numbers are medians of the turns. ± is half the range from the lowest to the highest turn (from seven turns on "
+    "without a sixth at either end), as a share of the median.",
+    "A ratio stands only where the turns of both rows bear it out; with two turns each it does by chance once in "
+    "three times. ≈: within the spread of both, no difference that "
     f"this run can show. ? ±: a spread of more than {TOO_WIDE:.0%}. 1.30?: one turn, its spread unknown.",
 )

@@ -77,25 +77,14 @@ class Section:
     def row(self, key: str) -> Row | None:
         return next((row for row in self.rows if row.key == key), None)
 
-    def ratio(self, key: str, name: str, to: str | None = None) -> float | None:
-        """Median of a row against that of the reference row."""
-        row, reference = self.row(key), self.row(to or self.reference)
-        if row is None or reference is None:
-            return None
-        return quotient(row.median(name), reference.median(name))
-
     def compared(self, key: str, name: str, to: str | None = None) -> Measure | None:
-        """The same with its range: what may be shown and judged."""
+        """Median of a row against that of the reference row, with its range: what may be shown and judged."""
         row, reference = self.row(key), self.row(to or self.reference)
         if row is None or reference is None:
             return None
         if row is reference:
             return Measure.exactly(1.0) if row.median(name) else None
         return quotient_of(row.measure(name), reference.measure(name))
-
-
-def quotient(value: float | None, by: float | None) -> float | None:
-    return value / by if value is not None and by else None
 
 
 def number(value: float | None, digits: int = 0) -> str:

@@ -26,14 +26,12 @@ def run(context: Context) -> list[Section]:
     options = context.options
     if not options.wants(BackstreamApp.key):
         return []
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     cases = []
     with context.fleet() as fleet:
         missing = BackstreamApp().missing(fleet)
         for count in options.agents:
-            row = Row(f"agents-{count}", f"backstream, {count:,} agent{'s' * (count > 1)}", skipped=missing)
-            if missing is None and hard != resource.RLIM_INFINITY and hard < count + _SPARE_FILES:
-                row.skipped = f"the hard limit of open files is {hard:,}; raise it: ulimit -Hn {count + _SPARE_FILES}"
+            skipped = missing or too_few_files(count)
+            row = Row(f"agents-{count}", f"backstream, {count:,} agent{'s' * (count > 1)}", skipped=skipped)
             cases.append(Case(row, None if row.skipped else partial(_turn, context, count)))
         rows = context.take_turns("agents", cases, repeat=options.few)
     title = (
@@ -49,6 +47,14 @@ def run(context: Context) -> list[Section]:
         median("connect s", "connect", 1),
     ]
     return [Section("agents", title, columns, rows, f"agents-{min(options.agents)}")]
+
+
+def too_few_files(count: int) -> str | None:
+    """Why a process can't hold so many connections here, in a line; None if it can."""
+    hard, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[1], count + _SPARE_FILES
+    if hard == resource.RLIM_INFINITY or hard >= needed:
+        return None
+    return f"the hard limit of open files is {hard:,}; raise it: ulimit -Hn {needed}"
 
 
 def _turn(context: Context, count: int) -> Sample:

@@ -12,19 +12,14 @@ from functools import partial
 
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
-from bench.contenders.nginx import LARGE_BUFFERS, UNBUFFERED, NginxProxy, unbuffered
+from bench.contenders.nginx import LARGE_BUFFERS, UNBUFFERED, large_buffers, unbuffered
 from bench.contenders.others import others
 from bench.context import Context, CpuMeter, Sample, again, peaks, start_bulk_backend
 from bench.processes import Fleet
 from bench.report.table import Section, standard_columns
+from bench.report.targets import BULK
 from bench.routes import GIB, MIB
 
-KINDS = {
-    "bulk-down-sized": "download, Content-Length",
-    "bulk-down-chunked": "download, chunked",
-    "bulk-up-sized": "upload, Content-Length",
-    "bulk-up-chunked": "upload, chunked",
-}
 STREAMS = 16
 MANY = {
     f"bulk{STREAMS}-down-sized": "download, Content-Length",
@@ -36,11 +31,7 @@ def contenders() -> list[Contender]:
     return [
         Direct("bench service direct"),
         unbuffered(),
-        NginxProxy(
-            key="nginx-64k",
-            name="nginx, the same, 64 KiB buffer",
-            extra=f"{UNBUFFERED} {LARGE_BUFFERS}",
-        ),
+        large_buffers(),
         BackstreamApp(),
         BackstreamUpstream(),
         *others(f"{UNBUFFERED} {LARGE_BUFFERS}"),
@@ -70,7 +61,7 @@ def run(context: Context) -> list[Section]:
                 "nginx",
             )
             for key, kind, cases in (
-                *((key, kind, nearest if key.endswith("chunked") else started) for key, kind in KINDS.items()),
+                *((key, kind, nearest if key.endswith("chunked") else started) for key, kind in BULK.items()),
                 *((key, kind, started) for key, kind in MANY.items()),
             )
         ]

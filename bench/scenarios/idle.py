@@ -10,7 +10,6 @@ rate, whose p99 stands beside that with all agents there and idle. Swarm, proxy,
 """
 
 import json
-import resource
 import sys
 import time
 from functools import partial
@@ -21,8 +20,8 @@ from bench.errors import BenchError
 from bench.net import wait_until_answering
 from bench.processes import Fleet, Spawned, finish, memory_bytes, read_line
 from bench.report.table import Row, Section, median, ratio_within
+from bench.scenarios.agents import too_few_files
 
-_SPARE_FILES = 256
 _KIB = 1024
 _COLUMNS = [
     median("KiB each", "memory", 1),
@@ -39,19 +38,16 @@ def run(context: Context) -> list[Section]:
     if not options.wants(BackstreamApp.key):
         return []
     count = options.idle
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     cases = []
     with context.fleet() as fleet:
-        missing = BackstreamApp().missing(fleet)
+        skipped = BackstreamApp().missing(fleet) or too_few_files(count)
         for key, name, turn in (
             ("agents", f"{count:,} idle agents", _agents),
             ("clients", f"{count:,} idle clients", _clients),
             ("return", f"{count:,} agents return", _return),
         ):
-            row = Row(key, f"backstream, {name}", skipped=missing)
-            if missing is None and hard != resource.RLIM_INFINITY and hard < count + _SPARE_FILES:
-                row.skipped = f"the hard limit of open files is {hard:,}; raise it: ulimit -Hn {count + _SPARE_FILES}"
-            cases.append(Case(row, None if row.skipped else partial(turn, context, count)))
+            row = Row(key, f"backstream, {name}", skipped=skipped)
+            cases.append(Case(row, None if skipped else partial(turn, context, count)))
         rows = context.take_turns("idle", cases, repeat=options.few)
     return [Section("idle", f"the proxy's cost of those who ask for nothing × {options.few}", _COLUMNS, rows)]
 
@@ -105,7 +101,8 @@ def _return(context: Context, count: int) -> Sample:
         wait_until_answering(endpoint.port, "backstream", fleet.check)
         swarm = _swarm(fleet, proxy.port, count, "returning")
         client = [sys.executable, "-m", "bench.clients.raw", "probe", str(proxy.port), "--duration"]
-        idle = json.loads(fleet.run("probe", [*client, str(context.options.duration)], timeout=60))
+        duration = context.options.duration
+        idle = json.loads(fleet.run("probe", [*client, str(duration)], timeout=duration + 30))
         fleet.kill(proxy.pids["proxy"])
         begin = time.perf_counter()
         start_proxy(fleet, *_flags(count), port=proxy.port)

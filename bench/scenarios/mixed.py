@@ -8,6 +8,7 @@ the same situation is beside it. Others' tunnels take part idle and with downloa
 """
 
 import json
+import time
 from contextlib import nullcontext
 from functools import partial
 
@@ -59,13 +60,15 @@ def run(context: Context) -> list[Section]:
 def mixed_sample(fleet: Fleet, endpoint: Endpoint, state: str, seconds: int) -> Sample:
     """Probe an endpoint that is ``idle``, or has bulk streams ``down`` or ``up``."""
     with flood(fleet, endpoint.port, state, STREAMS) if state != "idle" else nullcontext() as end:
-        meter = CpuMeter(endpoint)
+        begin, meter = time.perf_counter(), CpuMeter(endpoint)
         argv = [*RAW, "probe", str(endpoint.port), "--duration", str(seconds)]
         result = json.loads(fleet.run("probe", argv, timeout=seconds + 30))
+        # Bulk goes on while the probe starts and ends: CPU is that of all this time.
+        window = time.perf_counter() - begin
         sample: Sample = {
             "rate": result["requests"] / result["seconds"],
             **{name: result[name] for name in ("p50", "p99", "p999")},
-            **meter.used(1e7 * result["seconds"]),
+            **meter.used(1e7 * window),
         }
         if end is not None:
             sample["bulk"] = end()

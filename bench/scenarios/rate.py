@@ -74,7 +74,6 @@ def _sample(fleet: Fleet, endpoint: Endpoint, connections: int, rate: int, secon
         raise BenchError(f"{result['lost']} of {rate * seconds} requests were lost, {count} answered")
     return {
         "rate": count / result["seconds"],
-        "unanswered": result["unanswered"],
         **{name: result[name] for name in ("p50", "p99", "p999", "longest")},
         "cpu.client": result["cpu_seconds"] * 1e6 / count,
         **meter.used(count * 1000),

@@ -23,7 +23,10 @@ from bench.net import wait_until_answering
 from bench.processes import Fleet, read_line
 from bench.report.table import Row, Section, highest, median
 
-CONTENDERS = {"backstream-app": ("backstream, ASGI app", []), "backstream-seed": ("…, seed wire", ["--wire", "seed"])}
+CONTENDERS = {
+    "backstream-app": ("backstream, ASGI app", []),
+    "backstream-seed": ("backstream, seed wire", ["--wire", "seed"]),
+}
 VICTIMS = {"agent": "agent killed", "one": "one of two agents killed", "proxy": "proxy killed"}
 QUICK = [("backstream-app", "agent"), ("backstream-app", "proxy")]
 RATE, CONNECTIONS, SECONDS, KILL_AFTER = 500, 16, 5, 1.5

@@ -48,7 +48,7 @@ def run(context: Context) -> list[Section]:
         unbuffered(),
         BackstreamApp(),
         BackstreamUpstream(),
-        *others(UNBUFFERED),
+        *others(UNBUFFERED, events=True),
     ]
     with context.fleet() as fleet:
         backend = start_bulk_backend(fleet)

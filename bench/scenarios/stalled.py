@@ -84,15 +84,16 @@ class _Turn:
             endpoint = self._contender.start(fleet, backend)
         wait_until_answering(endpoint.port, self._contender.name, fleet.check)
         client = [sys.executable, "-m", "bench.clients.raw"]
-        probe = [*client, "probe", str(endpoint.port), "--duration", str(self._context.options.duration)]
-        idle = json.loads(fleet.run("probe", probe, timeout=60))
+        duration = self._context.options.duration
+        probe = [*client, "probe", str(endpoint.port), "--duration", str(duration)]
+        idle = json.loads(fleet.run("probe", probe, timeout=duration + 30))
         pids = {role: endpoint.pids[role] for role in _ROLES if role in endpoint.pids}
         before = {role: memory_bytes(pid) for role, pid in pids.items()}
         for pid in pids.values():
             reset_peak(pid)
         stalled = fleet.spawn("stalled clients", [*client, "stalls", str(endpoint.port), str(self._count)], pipes=True)
         read_line(stalled, timeout=60)
-        beside = json.loads(fleet.run("probe", probe, timeout=60))
+        beside = json.loads(fleet.run("probe", probe, timeout=duration + 30))
         sample: Sample = {"p99.idle": idle["p99"], "p99.beside": beside["p99"]}
         if ours:
             sample["bound"] = self._bound(connections)

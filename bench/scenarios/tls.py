@@ -2,14 +2,15 @@
 
 nginx speaks TLS to its client and to the service (nginx again, which answers small requests by itself and bulk from a
 file); backstream to its client, between agent and proxy, and to an upstream. Connections are kept: what is compared is
-the cost of bytes under TLS, not that of handshakes. With --quick only nginx and the ASGI application.
+the cost of bytes under TLS, not that of handshakes. For the download nginx has buffering off, with the buffers of
+bulk.py. With --quick only nginx and the ASGI application.
 """
 
 from bench.certificate import INSTALL as INSTALL_OPENSSL
 from bench.certificate import make_certificate
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
-from bench.contenders.nginx import INSTALL, UNBUFFERED, NginxProxy, find_nginx
+from bench.contenders.nginx import INSTALL, NginxProxy, find_nginx, large_buffers, unbuffered
 from bench.contenders.nginx import start_service as start_nginx_service
 from bench.contenders.others import encrypted
 from bench.context import Context, Sample, again
@@ -30,8 +31,7 @@ def run(context: Context) -> list[Section]:
             return []
         backend = start_nginx_service(fleet, bulk_bytes=options.bulk_bytes, tls=tls)
         wait_until_answering(backend.port, "nginx service", fleet.check, ca=backend.ca)
-        contenders: list[Contender] = [NginxProxy(name="nginx, buffering off", extra=UNBUFFERED, tls=tls)]
-        contenders.append(BackstreamApp(tls=tls))
+        contenders: list[Contender] = [NginxProxy(tls=tls), BackstreamApp(tls=tls)]
         if not options.quick:
             contenders = [Direct("nginx service direct"), *contenders, BackstreamUpstream(tls=tls)]
         contenders += encrypted(tls)
@@ -43,6 +43,9 @@ def run(context: Context) -> list[Section]:
             return bulk_sample(fleet, endpoint, "down", options.bulk_bytes, chunked=False)
 
         small = context.cases(fleet, contenders, backend, small_turn, "nearest")
+        # The same keys as in bulk.py: nginx is another one for what streams.
+        streaming = context.cases(fleet, [unbuffered(tls=tls), large_buffers(tls=tls)], backend, bulk_turn, "nearest")
+        bulk = [*streaming, *again([case for case in small if case.row.key != "nginx"], bulk_turn)]
         times = f"× {options.repeat}, TLS on every leg"
         return [
             Section(
@@ -56,7 +59,7 @@ def run(context: Context) -> list[Section]:
                 "tls-bulk",
                 f"download, Content-Length, {options.bulk_bytes // MIB} MiB in one stream {times}",
                 standard_columns("MiB/s", "ms/GiB", latency=False),
-                context.take_turns("tls-bulk", again(small, bulk_turn)),
+                context.take_turns("tls-bulk", bulk),
                 "nginx",
             ),
         ]

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -161,20 +161,23 @@ def _missing() -> str | None:
 def _line(fleet: Fleet, cell: Cell) -> "Iterator[_Line]":
     """Two namespaces with a line between them, until the end of the block."""
     names = [f"bench-{os.getpid()}-{side}" for side in ("near", "far")]
-    made = []
-    try:
+    with ExitStack() as made:
         for name in names:
+            # Before it is made: a signal may come in between.
+            made.callback(_delete, name)
             _command("ip", "netns", "add", name)
-            made.append(name)
             _command("ip", "netns", "exec", name, "sysctl", "-qw", "net.ipv4.tcp_no_metrics_save=1")
         argv = [sys.executable, "-m", "bench.services.line", *names, str(cell.round_trip), str(cell.loss)]
         process = fleet.spawn("line", argv, pipes=True)
         if read_line(process, timeout=15) != "ready":
             raise BenchError("the line did not come up")
         yield _Line(fleet, cell, *([["ip", "netns", "exec", name] for name in names]))
-    finally:
-        for name in made:
-            _command("ip", "netns", "delete", name)
+
+
+def _delete(name: str) -> None:
+    """A namespace, if it is there."""
+    if Path("/var/run/netns", name).exists():
+        _command("ip", "netns", "delete", name)
 
 
 def _command(*argv: str) -> None:

@@ -38,7 +38,6 @@ class Proxy:
         if request.headers.get("upgrade", "").lower() == "websocket":
             return await self._websocket(request, url)
         body = request.content if request.body_exists else None
-        # The client waits for it before it sends a large body.
         async with self._session.request(
             request.method, url, headers=_passed(request.headers.items()), data=body, allow_redirects=False
         ) as answer:

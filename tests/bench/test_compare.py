@@ -70,6 +70,50 @@ def test_a_row_that_fails_now_is_worse(make: Make) -> None:
     assert "FAILED: small, backstream-app: it died" in found.render(0.1)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "worse"),
+    [((0, 0), (1, 1), True), ((0, 0), (0, 1), False), ((3, 11), (8, 12), False), ((0, 0), (0, 0), False)],
+)
+def test_requests_that_are_lost_are_held_against_none(
+    before: tuple[float, ...], after: tuple[float, ...], worse: bool, make: Make
+) -> None:
+    found = judged(*(make({"backstream-app:proxy": {"lost": lost}}, key="recovery") for lost in (before, after)))
+    assert found.worse is worse
+    if worse:
+        assert "slower: recovery, backstream-app:proxy, lost: 0 -> 1 ±0%, +1" in found.render(0.1)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "worse"), [((4, 4.1), (9, 9.1), True), ((0.1, 0.1), (0.3, 0.3), False), ((0, 0), (5, 5), True)]
+)
+def test_growth_is_judged_from_a_mib_on(
+    before: tuple[float, ...], after: tuple[float, ...], worse: bool, make: Make
+) -> None:
+    found = judged(*(make({"backstream-app": {"growth.proxy": grown}}, key="memory") for grown in (before, after)))
+    assert found.worse is worse
+
+
+def test_peak_memory_since_a_process_began_is_not_judged(make: Make) -> None:
+    rows = {"backstream-app": {**SMALL["backstream-app"], "peak.proxy": (10, 10)}}
+    more = {"backstream-app": {**SMALL["backstream-app"], "peak.proxy": (90, 90)}}
+    assert not judged(make(rows), make(more)).worse
+
+
+def test_a_measurement_that_fails_now_is_worse_and_one_that_did_before_is_not(make: Make) -> None:
+    fails = make(failures=["wan: the line did not come up", "chisel: it died"])
+    found = judged(make(), fails)
+    assert found.worse
+    assert found.lost == ["wan: the line did not come up"]
+    assert not judged(fails, make(failures=["wan: another reason"])).worse
+
+
+@pytest.mark.parametrize("name", ["nginx", "wrk"])
+def test_a_run_without_a_program_that_the_other_has_is_refused(name: str, make: Make) -> None:
+    here, there = ({"nginx": "1.22.1", "wrk": "4.1.0", **absent} for absent in ({}, {name: "absent"}))
+    with pytest.raises(BenchError, match=f"{name}: absent in one of them"):
+        judged(make(versions=here), make(versions=there))
+
+
 def test_numbers_of_one_turn_are_not_judged(make: Make) -> None:
     single = make({"backstream-app": {"rate": (100,)}, "nginx": {"rate": (100, 101)}})
     with pytest.raises(BenchError, match="nothing to judge"):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.contenders import TUNNELS, Contender, Direct, Endpoint, binaries
+from bench import machine
+from bench.contenders import TUNNELS, Contender, Direct, Endpoint, backstream, binaries
 from bench.contenders.nginx import NginxProxy
 from bench.contenders.others import others, others_for_small
 from bench.contenders.proxies import envoy_config, haproxy_config
@@ -92,6 +93,20 @@ def test_a_binary_that_was_given_is_used_instead_of_that_on_path(nothing_given: 
     assert contender_of("haproxy").version() == "9.8.7-mine"
 
 
+def test_another_backstream_tells_its_own_version_and_has_no_bare_handler(
+    fleet: Fleet, nothing_given: None, tmp_path: Path
+) -> None:
+    assert machine.versions()["commit"] != "unknown"
+    binaries.take([f"backstream={executable(tmp_path / 'backstream', 'backstream, version 0.0.7')}"])
+    backstream.command.cache_clear()
+    try:
+        found = machine.versions()
+        assert (found["backstream"], found["commit"], found["uvloop"]) == ("0.0.7", "unknown", "unknown")
+        assert "another backstream was given" in (backstream.BackstreamBare().missing(fleet) or "")
+    finally:
+        backstream.command.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("argument", "reason"),
     [
@@ -117,6 +132,12 @@ def test_haproxy_has_one_thread_and_speaks_tls_where_asked() -> None:
     tls = haproxy_config(1234, Endpoint(5678, {}, "/ca.pem"), "/pair.pem")
     assert "ssl crt /pair.pem\n" in tls
     assert "ssl verify required ca-file /ca.pem" in tls
+
+
+def test_haproxy_does_without_delay_for_events_only() -> None:
+    backend = Endpoint(5678, {})
+    assert "option http-no-delay" not in haproxy_config(1234, backend)
+    assert "  option http-no-delay\n  option splice-auto\n" in haproxy_config(1234, backend, events=True)
 
 
 def test_envoy_listens_and_forwards_where_it_should() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.errors import BenchError
+from bench.profile import symbols
 from bench.profile.relay import TO_AGENT, TO_PROXY, Counting
 from bench.profile.symbols import readable
 from bench.profile.syscalls import read_perf, read_strace
@@ -30,6 +32,17 @@ from tests.rig import ROOT
 )
 def test_symbols_are_told_as_their_author_knows_them(symbol: str, name: str) -> None:
     assert readable(symbol) == name
+
+
+def test_a_build_with_symbols_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(argv: list[str], **_: object) -> None:
+        raise subprocess.CalledProcessError(1, argv)
+
+    monkeypatch.setattr(symbols, "_BUILT", tmp_path / "built")
+    monkeypatch.setattr(symbols.subprocess, "run", fail)
+    with pytest.raises(BenchError, match="could not be built with symbols"):
+        symbols.build()
+    assert not (tmp_path / "built").exists()
 
 
 def test_calls_that_perf_counted_are_read() -> None:

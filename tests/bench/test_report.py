@@ -95,25 +95,32 @@ def test_a_section_without_samples_has_no_plot() -> None:
 
 
 def test_the_readme_has_date_machine_and_only_ratios_that_stand(make: Make) -> None:
-    bulk = {"nginx": {"rate": (100, 101)}, "backstream-app": {"rate": (310, 312)}, "chisel": {"rate": (104, 106)}}
+    bulk = {
+        "nginx": {"rate": (100, 101)},
+        "nginx-64k": {"rate": (155, 156)},
+        "backstream-app": {"rate": (310, 312)},
+        "chisel": {"rate": (104, 106)},
+    }
     results = make(sections=[section("small", SMALL), section("bulk-down-sized", bulk)])
     assert readme.snippet(results) == (
-        "Through proxy and agent, against nginx as reverse proxy in the same run (its buffering off for bulk); "
-        "medians of\n"
+        "Through proxy and agent, against nginx as reverse proxy in the same run (for bulk its buffering off, "
+        "and the better of\ntwo buffers); medians of "
         "`python -m bench` on 25 November 2026, two CPUs of AMD EPYC, all clients on the same machine:\n"
         "\n"
         "| | backstream / nginx |\n"
         "|---|---|\n"
         "| small requests per second: ASGI application in the agent / upstream | 1.40 × / ≈ ±6% |\n"
         "| CPU per small request: proxy / agent with an ASGI application | 0.50 × / 0.25 × |\n"
-        "| download of 256 MiB in one stream: ASGI / upstream | 3.1 × / not measured |\n"
+        "| download of 256 MiB in one stream: ASGI / upstream | 2.0 × / not measured |\n"
         "\n"
         "Against other tunnels in that run:\n"
         "\n"
         "| | backstream / original | backstream / the fastest other tunnel (small requests: chisel) |\n"
         "|---|---|---|\n"
         "| small requests per second, ASGI application in the agent | 7.0 × | 2.8 × |\n"
-        "| CPU of both processes per small request | 0.19 × | 0.25 × |\n"
+        "| small requests per second, upstream | not measured | 1.98 × |\n"
+        "| CPU of both processes per small request, ASGI application in the agent | 0.19 × | 0.25 × |\n"
+        "| CPU of both processes per small request, upstream | not measured | 0.32 × |\n"
         "| download of 256 MiB in one stream, ASGI application | not measured | 3.0 × |\n"
         "\n"
         "≈: no difference beyond the spread of the turns; ?: turns too far apart to say.\n"

@@ -8,7 +8,7 @@ from bench.contenders import TUNNELS
 from bench.contenders.others import across
 from bench.report import targets
 from bench.report.results import Results
-from bench.scenarios import small, wan
+from bench.scenarios import bulk, small, wan
 from tests.bench.conftest import SMALL, Make, section
 
 
@@ -23,7 +23,7 @@ def test_what_was_not_measured_is_not_listed(make: Make) -> None:
 
 def test_what_targets_are_about_has_the_keys_of_contenders_and_lines() -> None:
     keys = {contender.key for contender in small.contenders("nginx")}
-    assert {"nginx", "backstream-seed", targets.ORIGINAL, *targets.OURS, *TUNNELS} <= keys
+    assert {"nginx", "backstream-seed", targets.ORIGINAL, targets.ORIGINAL_UPSTREAM, *targets.OURS, *TUNNELS} <= keys
     assert {tunnel.key for tunnel in across()} <= set(TUNNELS)
     assert [cell.key for cell in wan.CELLS if cell.judged] == ["100ms:0", "100ms:1"]
     assert [cell.key for cell in wan.CELLS if cell.tunnels] == ["100ms:1"]
@@ -35,6 +35,7 @@ def test_small_requests_against_nginx_and_the_tunnels(make: Make) -> None:
     assert found["CPU of both per small request, against the original's pair"] == "met"  # 15 / 81
     assert found["small requests/s in-process, against the fastest other tunnel"] == "met"  # 2.8 of chisel
     assert found["CPU of both per small request, against the fastest other tunnel"] == "met"  # 15 / 60
+    assert found["small requests/s through an upstream, against the fastest other tunnel"] == "met"  # 2
     assert found["small requests/s in-process, against nginx"] == "met"  # 1.4, from 1.36
     assert found["small requests/s through an upstream, against nginx"] == "met"  # 0.99, from 0.94
     assert found["agent, upstream, CPU per small request, against nginx"] == "met"  # 0.45
@@ -65,6 +66,19 @@ def test_a_long_line_is_held_to_tcp_and_to_the_best_tunnel_in_its_worse_directio
         "one stream on a line of 100 ms, against plain TCP": "MISSED",
         "one stream on a line of 100 ms and 1 % loss, against the best tunnel": "met",
     }
+
+
+@pytest.mark.parametrize("key", ["bulk-down-sized", "tls-bulk"])
+def test_bulk_is_held_to_the_better_of_both_nginx(make: Make, key: str) -> None:
+    rows = {"nginx": {"rate": (90, 91)}, "backstream-app": {"rate": (100, 101)}}
+    (found,) = targets.results(make(rows, key=key).by_key)
+    assert found.verdict == "met"
+    (found,) = targets.results(make({**rows, "nginx-64k": {"rate": (110, 111)}}, key=key).by_key)
+    assert found.verdict == "MISSED"
+
+
+def test_bulk_nginx_has_the_keys_of_contenders() -> None:
+    assert set(targets.NGINX) == {each.key for each in bulk.contenders() if each.key.startswith("nginx")}
 
 
 def test_events_are_held_to_the_delay_of_the_service_itself(make: Make) -> None:
