@@ -171,7 +171,7 @@ def test_only_those_with_the_ability_are_taken() -> None:
 
 
 def test_beside_uploads_only_those_that_answer_are_taken() -> None:
-    assert {each.key for each in others()} - {each.key for each in others(uploads=True)} == {"uvicorn"}
+    assert {each.key for each in others()} - {each.key for each in others(uploads=True)} == {"uvicorn", "websockets"}
 
 
 def test_tunnels_are_known_by_their_keys() -> None:
