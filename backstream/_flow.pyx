@@ -2,9 +2,9 @@
 
 A receiver grants again what its consumer took, a quarter of the window at a time, but no less than 8 KiB or, of a small
 window, half of it. A consumer that takes a whole window within two round trips is held up by the window and not by
-itself, so the window doubles, as long as the budget that all sessions of the process share has room. One that takes more
-than twice as long has more in flight than the path holds, so what was added is halved again; where that is because many
-streams share a short path, even what a stream began with. A stream's part of the budget goes back when it ends.
+itself, so the window doubles, as long as the budget that all sessions of the process share has room. One that takes
+more than twice as long has more in flight than the path holds, so what was added is halved again; where that is because
+many streams share a short path, even what a stream began with. A stream's part of the budget goes back when it ends.
 """
 
 from libc.stdint cimport int64_t

@@ -38,8 +38,8 @@ def others(
         # sish takes in whatever comes.
         without += [WebsocketsTunnel, Sish]
     if uploads:
-        # Beside eight of them the next small request through uvicorn waits for longer than the 15 s that the client does;
-        # the simplest tunnel ends when clients leave bodies behind that have no end.
+        # Beside eight of them the next small request through uvicorn waits for longer than the client does, 15 s; the
+        # simplest tunnel ends when clients leave bodies behind that have no end.
         without += [UvicornBehindNginx, WebsocketsTunnel]
     return [contender for contender in found if not isinstance(contender, tuple(without))]
 
