@@ -66,7 +66,8 @@ def test_too_few_open_files_are_told_with_what_raises_their_number(monkeypatch: 
 )
 def test_a_signal_ends_a_run_as_any_unless_it_is_ignored(number: signal.Signals, ignored: bool, status: int) -> None:
     code = "import signal, sys; from bench.processes import end_on_signals\n"
-    code += f"signal.signal({int(number)}, signal.SIG_IGN)\n" if ignored else ""
+    # Not as the tests were started: under nohup SIGHUP is ignored.
+    code += f"signal.signal({int(number)}, signal.{'SIG_IGN' if ignored else 'SIG_DFL'})\n"
     code += "end_on_signals()\ntry:\n    print('ready', flush=True); sys.stdin.read()\nfinally:\n    print('cleaned')"
     argv = [sys.executable, "-c", code]
     with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
