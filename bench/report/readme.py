@@ -102,6 +102,7 @@ def snippet(results: Results) -> str:
         parts += [
             "Against other tunnels in that run:",
             table(headings, [(name, *map(_text, found)) for name, found in beside]),
+            "The original takes small requests only, since it holds whole bodies.",
         ]
     if any(" ±" in part for part in parts):
         parts.append("≈: no difference beyond the spread of the turns; ?: turns too far apart to say.")
