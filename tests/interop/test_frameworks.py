@@ -21,11 +21,16 @@ MEBIBYTE = 1024 * 1024
 
 
 @pytest.fixture(params=FRAMEWORKS)
-def framework(request: pytest.FixtureRequest) -> Iterator[str]:
+def framework(request: pytest.FixtureRequest) -> str:
     name: str = request.param
-    yield name
+    return name
+
+
+@pytest.fixture(autouse=True)
+def collect_files_left_open() -> Iterator[None]:
+    yield
     with warnings.catch_warnings():
-        # Django leaves the temporary file of a body that nobody read to the garbage collector.
+        # Django leaves the temporary file of a request that is cancelled to the garbage collector.
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
 

@@ -27,6 +27,11 @@ def app(request: pytest.FixtureRequest) -> Iterator[Any]:
             yield made
     else:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def collect_files_left_open() -> Iterator[None]:
+    yield
     with warnings.catch_warnings():
         # Both leave the temporary file of an upload to the garbage collector.
         warnings.simplefilter("ignore", ResourceWarning)

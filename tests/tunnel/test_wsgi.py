@@ -444,9 +444,11 @@ async def test_a_request_whose_client_left_while_it_waited_is_not_begun() -> Non
 
 
 async def test_reading_raises_when_the_client_leaves() -> None:
+    entered = threading.Event()
     raised: list[BaseException] = []
 
     def app(environ, start_response):
+        entered.set()
         try:
             environ["wsgi.input"].read()
         except OSError as error:
@@ -457,7 +459,7 @@ async def test_reading_raises_when_the_client_leaves() -> None:
     async with tunnel(app) as pair:
         async with await pair.open() as wire:
             await wire.send(request(method="POST", lines=["Content-Length: 10"]) + b"half")
-            await until(lambda: pair.agents[0].requests == 1)
+            await until(entered.is_set)
         await until(lambda: raised)
 
 
