@@ -61,6 +61,7 @@ cdef class AgentGroup:
     cdef int moved(self, AgentLink link) except -1
     cdef bint _before(self, AgentLink a, AgentLink b) noexcept
     cdef bint only_congested(self) noexcept
+    cdef bint has_room(self) noexcept
     cdef AgentLink make_room(self)
     cdef int serve_waiting(self, AgentTable table) except -1
     cdef int _up(self, int index) except -1

@@ -302,6 +302,14 @@ cdef class AgentGroup:
                 return True
         return False
 
+    cdef bint has_room(self) noexcept:
+        """Whether an agent takes streams, or will once its transport does: one that refused a request may be it."""
+        cdef AgentLink link
+        for link in self.heap:
+            if link.takes_streams() or link.only_congested():
+                return True
+        return False
+
     cdef AgentLink make_room(self):
         """Cuts off slow readers of an agent's, where every agent has all its streams; returns the agent, or None."""
         cdef double now = monotonic(), since, oldest
@@ -432,7 +440,7 @@ cdef class AgentTable:
         if only is not None:
             return only if only.is_full() and only.make_room(monotonic()) and only.takes_streams() else None
         group = self._groups.get(client_id)
-        return None if group is None or group.only_congested() else group.make_room()
+        return None if group is None or group.has_room() else group.make_room()
 
     cdef Wait wait(self, object exchange, bytes client_id, AgentLink only) except *:
         """Calls `exchange.try_again()` when there may be an agent for it, and says what it waits for.

@@ -32,7 +32,9 @@ cdef class LoopState:
         object _queue           # a deque of LoopMember
         object _run_queue_bound
         bint _queue_scheduled
-        double _queue_at        # seconds, of its last turn
+        double _queue_since     # seconds, when the first came
+        double _queue_due       # seconds, when its next turn is
+        object _queue_timer     # a _FineTimer while there are many
         # deadlines
         list _slots             # of sets of LoopMember
         readonly Py_ssize_t deadlines
@@ -56,6 +58,7 @@ cdef class LoopState:
     cdef int schedule_flush(self, LoopMember member) except -1
     cdef int enqueue(self, LoopMember member) except -1
     cdef bint has_queue(self) noexcept
+    cdef int _pause_queue(self, double begin, double now) except -1
     cdef int set_deadline(self, LoopMember member, double seconds) except -1
     cdef int clear_deadline(self, LoopMember member) except -1
     cdef int watch_unread(self, int fd, LoopMember member) except -1

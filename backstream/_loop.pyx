@@ -2,7 +2,8 @@
 
 - Whoever has bytes to send says so by `schedule_flush` and is flushed once at the end of the turn: one system call for
   all that gathered.
-- Work that many bring at once and nobody waits for by the microsecond is spread over turns, behind what is to be sent.
+- Work that many bring at once and nobody waits for by the microsecond is spread over turns, behind what is to be sent,
+  with pauses between its pieces.
 - Deadlines lie in a wheel of coarse slots, so that setting and clearing one costs next to nothing; they come up to
   TICK late, never early.
 - Sockets that are not read are polled together for a peer that has gone.
@@ -17,6 +18,7 @@ from email.utils import formatdate
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport close, read
 
 from backstream._codec cimport MAX_MESSAGE_SIZE
 
@@ -42,13 +44,32 @@ cdef extern from *:
     """
     int POLLRDHUP
 
+cdef extern from *:
+    """
+    #ifdef __linux__
+    #include <sys/timerfd.h>
+    static int create_fine_timer(void) {
+        return timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    }
+    static int start_fine_timer(int fd, long nanoseconds) {
+        struct itimerspec in = {{0, 0}, {0, nanoseconds}};
+        return timerfd_settime(fd, 0, &in, NULL);
+    }
+    #else
+    static int create_fine_timer(void) { return -1; }
+    static int start_fine_timer(int fd, long nanoseconds) { return -1; }
+    #endif
+    """
+    int create_fine_timer() nogil
+    int start_fine_timer(int fd, long nanoseconds) nogil
+
 cdef enum:
     SLOTS = 512
 
 cdef double TICK = 0.02             # seconds
-cdef double QUEUE_SECONDS = 0.0002  # of a turn that queued work may take: two handshakes of 100 µs
-cdef double QUEUE_SHARE = 0.1       # of the time since the queue's last turn, where that is more
-cdef double MAX_QUEUE_SECONDS = 0.005
+cdef double QUEUE_SHARE = 1 / 3.    # of the loop's time that queued work may take
+cdef double MAX_QUEUE_SECONDS = 0.005   # of one turn
+cdef double QUEUE_PATIENCE = 5.0    # seconds without an empty queue, after which its pieces follow each other
 cdef double UNREAD_POLL = 0.5       # seconds between two looks at the sockets that are not read
 
 logger = logging.getLogger("backstream")
@@ -81,6 +102,43 @@ cdef class LoopMember:
     cdef int on_peer_gone(self, bint broken) except -1:
         """The peer of a socket under `watch_unread` has closed it; `broken`: by a reset, in both directions."""
         return 0
+
+
+cdef class _FineTimer:
+    """A timer of one shot, in microseconds where the system has one: the loop's own count in milliseconds."""
+
+    cdef object _asyncio_loop
+    cdef object _callback
+    cdef int _fd
+
+    def __init__(self, asyncio_loop, callback):
+        self._asyncio_loop = asyncio_loop
+        self._callback = callback
+        self._fd = create_fine_timer()
+        if self._fd >= 0:
+            asyncio_loop.add_reader(self._fd, self._on_time)
+
+    cdef int start(self, double seconds) except -1:
+        """Calls back after `seconds`, less than one."""
+        if self._fd < 0 or start_fine_timer(self._fd, max(1, <long>(seconds * 1e9))):
+            self._asyncio_loop.call_later(seconds, self._callback)
+        return 0
+
+    def _on_time(self):
+        cdef long long count
+        if read(self._fd, &count, sizeof(count)) > 0:
+            self._callback()
+
+    cdef int discard(self) except -1:
+        if self._fd >= 0:
+            self._asyncio_loop.remove_reader(self._fd)
+            close(self._fd)
+            self._fd = -1
+        return 0
+
+    def __dealloc__(self):
+        if self._fd >= 0:
+            close(self._fd)
 
 
 cdef class LoopState:
@@ -141,11 +199,15 @@ cdef class LoopState:
     # --- work that is spread over turns ---
 
     cdef int enqueue(self, LoopMember member) except -1:
-        """Calls `member.on_turn` when those before it had theirs: at least one a turn, and more as there is time."""
+        """Calls `member.on_turn` when those before it had theirs.
+
+        They take a part of the loop's time, one by one with pauses, so that others are hardly held up: at once where
+        there are few, and within seconds where there are ten thousand.
+        """
         self._queue.append(member)
         if not self._queue_scheduled:
             self._queue_scheduled = True
-            self._queue_at = monotonic()
+            self._queue_since = self._queue_due = monotonic()
             self.asyncio_loop.call_soon(self._run_queue_bound)
         return 0
 
@@ -155,14 +217,13 @@ cdef class LoopState:
 
     def _run_queue(self):
         cdef LoopMember member
-        cdef double now, end
+        cdef double begin, now, end
         if self._flushes_scheduled:
             self._flush_handle.cancel()
             self._run_flushes()
-        now = monotonic()
-        # A busy loop has long turns, and few of them: then a part of their length, or the queue would starve.
-        end = now + max(QUEUE_SECONDS, min(QUEUE_SHARE * (now - self._queue_at), MAX_QUEUE_SECONDS))
-        self._queue_at = now
+        begin = now = monotonic()
+        # One, or as many as make up for turns that were longer than the pause, or a busy loop's queue would starve.
+        end = now + min(QUEUE_SHARE * (now - self._queue_due), MAX_QUEUE_SECONDS)
         try:
             while self._queue:
                 member = <LoopMember>self._queue.popleft()
@@ -170,12 +231,28 @@ cdef class LoopState:
                     member.on_turn()
                 except Exception:
                     logger.exception("%r failed in its turn", member)
-                if monotonic() >= end:
+                now = monotonic()
+                if now >= end:
                     break
         finally:
-            self._queue_scheduled = len(self._queue) > 0
-            if self._queue_scheduled:
-                self.asyncio_loop.call_soon(self._run_queue_bound)
+            self._pause_queue(begin, now)
+
+    cdef int _pause_queue(self, double begin, double now) except -1:
+        cdef double pause = (now - begin) * (1 / QUEUE_SHARE - 1)
+        self._queue_scheduled = len(self._queue) > 0
+        if not self._queue_scheduled:
+            if self._queue_timer is not None:
+                (<_FineTimer>self._queue_timer).discard()
+                self._queue_timer = None
+        elif now - self._queue_since > QUEUE_PATIENCE:
+            self._queue_due = now
+            self.asyncio_loop.call_soon(self._run_queue_bound)
+        else:
+            if self._queue_timer is None:
+                self._queue_timer = _FineTimer(self.asyncio_loop, self._run_queue_bound)
+            self._queue_due = now + pause
+            (<_FineTimer>self._queue_timer).start(pause)
+        return 0
 
     # --- deadlines ---
 

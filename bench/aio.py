@@ -27,10 +27,12 @@ def allow_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def stdin_closed() -> None:
-    """Wait for whoever started this process to close its standard input."""
+async def stdin_closed(on_line: Callable[[], object] | None = None) -> None:
+    """Wait for whoever started this process to close its standard input; `on_line` is called for each line of it."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     with open(0, "rb", closefd=False) as standard_input:  # noqa: ASYNC230 - nothing is opened
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), standard_input)
-        await reader.read()
+        while await reader.readline():
+            if on_line is not None:
+                on_line()

@@ -200,6 +200,15 @@ def _read_some(pipe: IO[bytes]) -> bytes | None:
         return None
 
 
+def tell(spawned: Spawned) -> None:
+    """Write an empty line to a helper's standard input, which lets it go on."""
+    pipe = spawned.process.stdin
+    assert pipe is not None
+    with suppress(BrokenPipeError):
+        pipe.write(b"\n")
+        pipe.flush()
+
+
 def finish(spawned: Spawned, *, timeout: float = 15.0) -> str:
     """Close a helper's standard input, which ends it, and return its last line."""
     pipe = spawned.process.stdin

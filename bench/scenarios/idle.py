@@ -4,9 +4,11 @@ Agents and clients are those of one helper process (clients/swarm.py), 10,000 of
 with a fresh proxy. Memory is resident memory (VmRSS) with all of them connected less that before they came, divided by
 their number; what the kernel holds for their sockets is not in it. Every client has had one answer.
 
-For the return the proxy is killed and started again on its port. Time runs from the new process's start (so Python's
-own start is in it) until every agent has the new proxy's HELLO; meanwhile another agent serves small requests at a low
-rate, whose p99 stands beside that with all agents there and idle. Swarm, proxy, agent and probe share the machine.
+For the return the proxy is killed and started again on its port. When another agent serves small requests once more, at
+a low rate, all of the idle ones come at once: time runs until each has the new proxy's HELLO, and the p99 of the small
+requests in that time stands beside that with all agents there and idle. Swarm, proxy, agent and probe share the
+machine; the swarm, which stands for other machines, runs where nobody else wants to. What is the machine's own part
+shows the last row: there the requests go through another proxy, to which nobody returns.
 """
 
 import json
@@ -17,8 +19,8 @@ from functools import partial
 from bench.contenders.backstream import BackstreamApp, start_agent, start_proxy
 from bench.context import Case, Context, Sample
 from bench.errors import BenchError
-from bench.net import wait_until_answering
-from bench.processes import Fleet, Spawned, finish, memory_bytes, read_line
+from bench.net import wait_until_answering, wait_until_listening
+from bench.processes import Fleet, Spawned, finish, memory_bytes, read_line, tell
 from bench.report.table import Row, Section, median, ratio_within
 from bench.scenarios.agents import too_few_files
 
@@ -45,6 +47,7 @@ def run(context: Context) -> list[Section]:
             ("agents", f"{count:,} idle agents", _agents),
             ("clients", f"{count:,} idle clients", _clients),
             ("return", f"{count:,} agents return", _return),
+            ("floor", f"{count:,} agents return, to another proxy", partial(_return, elsewhere=True)),
         ):
             row = Row(key, f"backstream, {name}", skipped=skipped)
             cases.append(Case(row, None if skipped else partial(turn, context, count)))
@@ -94,21 +97,24 @@ def _clients(context: Context, count: int) -> Sample:
         return sample
 
 
-def _return(context: Context, count: int) -> Sample:
+def _return(context: Context, count: int, *, elsewhere: bool = False) -> Sample:
     with context.fleet() as fleet:
         proxy = start_proxy(fleet, *_flags(count))
-        endpoint = start_agent(fleet, proxy, "--app", "bench.services.app:app")
-        wait_until_answering(endpoint.port, "backstream", fleet.check)
+        asked = start_proxy(fleet) if elsewhere else proxy
+        start_agent(fleet, asked, "--app", "bench.services.app:app")
+        wait_until_answering(asked.port, "backstream", fleet.check)
         swarm = _swarm(fleet, proxy.port, count, "returning")
-        client = [sys.executable, "-m", "bench.clients.raw", "probe", str(proxy.port), "--duration"]
+        client = [sys.executable, "-m", "bench.clients.raw", "probe", str(asked.port), "--duration"]
         duration = context.options.duration
         idle = json.loads(fleet.run("probe", [*client, str(duration)], timeout=duration + 30))
         fleet.kill(proxy.pids["proxy"])
-        begin = time.perf_counter()
         start_proxy(fleet, *_flags(count), port=proxy.port)
-        wait_until_answering(proxy.port, "the proxy after its restart", fleet.check)
+        wait_until_listening("127.0.0.1", proxy.port, "the proxy after its restart", fleet.check)
+        wait_until_answering(asked.port, "the proxy after its restart", fleet.check)
         probe = fleet.spawn("probe", [*client, "0"], pipes=True)
         read_line(probe, timeout=15)
+        begin = time.perf_counter()
+        tell(swarm)
         if read_line(swarm, timeout=60) != "back":
             raise BenchError("not all agents came back")
         back = time.perf_counter() - begin

@@ -276,6 +276,32 @@ async def test_who_takes_the_place_waits_until_the_service_has_left_it() -> None
                 await wire.fill()
 
 
+async def test_one_agents_readers_keep_their_streams_while_another_agent_has_room_and_refuses() -> None:
+    @http_only
+    async def app(scope, receive, send):
+        if scope["path"] == "/ok":
+            return await ok_app(scope, receive, send)
+        await begin(send)
+        with contextlib.suppress(OSError):
+            while True:
+                await more(send, BLOCK)
+
+    refused = []
+    async with (
+        tunnel(app, session=SessionSettings(max_streams=1)) as pair,
+        await pair.open(receive_buffer=4096) as wire,
+    ):
+        await wire.send(request("/endless"))
+        assert (await wire.head()).status == 200
+        await pair.agent(handler=lambda stream, head, end: refused.append(head.target))
+        began = time.monotonic()
+        while time.monotonic() - began < 2 * GRACE + 2:
+            assert (await pair.get("/ok")).status == 503
+            await asyncio.sleep(0.05)
+        assert refused
+        await wire.exactly(2**20)
+
+
 async def test_behind_an_asgi_server_who_reads_all_the_time_keeps_its_stream_however_much_waits_for_it() -> None:
     @http_only
     async def app(scope, receive, send):

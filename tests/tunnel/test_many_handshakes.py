@@ -17,7 +17,7 @@ from tests.rig import ID, Ended, Tunnel, Wire, ok_app, request, tunnel, until
 
 COUNT = 60
 LONG = 0.002
-"""Seconds, ten times what handshakes may take of a turn: one that takes as long has its turn for itself."""
+"""Seconds: one that takes as long has its turn for itself, unless the loop is late by three times as long."""
 
 
 def handshake(number: int, *, method: str = "GET") -> bytes:
@@ -85,9 +85,9 @@ async def test_handshakes_that_come_at_once_are_spread_over_turns_and_requests_a
     async with crowd() as agents, await agents.pair.open() as client:
         agents.come()
         assert (await client.get()).status == 200
-        assert len(agents.judged) < COUNT
+        assert len(agents.judged) < COUNT / 2
         assert await agents.statuses() == {101: COUNT}
-        assert max(Counter(agents.judged).values()) == 1
+        assert len(set(agents.judged)) > COUNT / 2
 
 
 async def test_one_whose_judging_is_cancelled_does_not_keep_the_others_waiting() -> None:
