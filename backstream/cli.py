@@ -35,16 +35,6 @@ from backstream import _reload as reloader
 from backstream import demo, logs
 from backstream.agent import Agent
 from backstream.config import (
-    CONNECT,
-    FORWARDING,
-    LIMITS,
-    LISTEN,
-    LOGS,
-    ROUTES,
-    SERVICE,
-    SESSIONS,
-    TIMES,
-    TLS,
     AgentSettings,
     Option,
     ProxySettings,
@@ -56,6 +46,18 @@ from backstream.config import (
     parse_duration,
     parse_network,
     parse_size,
+)
+from backstream.config._options import (
+    CONNECT,
+    FORWARDING,
+    LIMITS,
+    LISTEN,
+    LOGS,
+    ROUTES,
+    SERVICE,
+    SESSIONS,
+    TIMES,
+    TLS,
 )
 from backstream.errors import BackstreamError, ConfigurationError
 from backstream.proxy import Proxy

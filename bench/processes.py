@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -147,11 +147,21 @@ class Fleet:
         """Where a process of the fleet writes to."""
         return next(spawned.log for spawned in self._running if spawned.pid == pid)
 
-    def kill(self, pid: int) -> None:
-        """SIGKILL to a process of the fleet, as a crash."""
+    def kill(self, pid: int) -> int:
+        """SIGKILL to a process of the fleet and those that it has started, as a crash; when, of `time.monotonic_ns`."""
+        # sshd serves each connection in a process with a group of its own, which would outlive it.
+        members = _tree(pid)
+        killed_at = time.monotonic_ns()
+        for member in members:
+            with suppress(ProcessLookupError):
+                os.kill(member, signal.SIGKILL)
         for spawned in [each for each in self._running if each.pid == pid]:
-            spawned.process.kill()
             self.stop(spawned)
+        return killed_at
+
+    def runs(self, pid: int) -> bool:
+        """Whether a process of the fleet has not ended by itself."""
+        return any(spawned.pid == pid and spawned.failure() is None for spawned in self._running)
 
     def check(self) -> None:
         """BenchError, with the last line it wrote, if a process that should be running is not."""
@@ -173,8 +183,8 @@ class Fleet:
         return output.decode()
 
 
-def read_line(spawned: Spawned, *, timeout: float) -> str:
-    """The next line of a helper's standard output, within `timeout` seconds."""
+def read_line(spawned: Spawned, *, timeout: float, meanwhile: Callable[[], None] = lambda: None) -> str:
+    """The next line of a helper's standard output, within `timeout` seconds; `meanwhile` is called time and again."""
     pipe = spawned.process.stdout
     assert pipe is not None
     os.set_blocking(pipe.fileno(), False)
@@ -189,6 +199,7 @@ def read_line(spawned: Spawned, *, timeout: float) -> str:
             raise BenchError(spawned.failure() or f"{spawned.name} closed its output")
         if time.monotonic() > deadline:
             raise BenchError(f"{spawned.name} said nothing for {timeout:.0f} s")
+        meanwhile()
         time.sleep(0.005)
     return line.decode().strip()
 

@@ -28,7 +28,7 @@ import click
 import backstream
 import backstream.asgi
 import backstream.httpx
-from backstream import cli, config, streams
+from backstream import cli, streams
 from backstream.config import (
     AgentSettings,
     Option,
@@ -37,6 +37,7 @@ from backstream.config import (
     format_duration,
     format_size,
 )
+from backstream.config._options import MAX_COUNT, MAX_SECONDS, MAX_SIZE
 
 DOCS = Path(__file__).resolve().parent
 PACKAGE = DOCS.parent / "backstream"
@@ -251,7 +252,7 @@ def takes_of(option: Option) -> str:
         text += " above 0"
     elif option.off:
         text += f"; 0 is {option.off}"
-    elif most not in (config.MAX_SECONDS, config.MAX_SIZE, config.MAX_COUNT):
+    elif most not in (MAX_SECONDS, MAX_SIZE, MAX_COUNT):
         text += f", {write(least)} to {write(most)}"
     elif least:
         text += f", at least {write(least)}"
@@ -264,8 +265,7 @@ def sentence(text: str) -> str:
 
 def docstrings_of_fields(kind: type) -> dict[str, str]:
     """The docstring behind each field of a dataclass, in one line."""
-    found = class_nodes(PACKAGE / "config.py")[kind.__name__]
-    return {name: " ".join(text.split()) for name, text in attribute_docstrings(found.body)}
+    return {name: " ".join(text.split()) for name, text in attribute_docstrings(class_node(kind).body)}
 
 
 # --- library ------------------------------------------------------------------------------------------------

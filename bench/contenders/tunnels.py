@@ -329,6 +329,6 @@ class Cloudflared(Contender):
         raise BenchError(f"cloudflared: {self.missing(fleet)}")
 
 
-def tunnels() -> list[Contender]:
+def tunnels() -> list[Tunnel]:
     """All that carry any request and WebSocket, in the order of the table."""
     return [Chisel(), Frp(), Rathole(), Bore(), SshReverse(), Sish(), Piko()]

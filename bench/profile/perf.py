@@ -106,7 +106,7 @@ def top(wanted: Wanted, count: int) -> Iterator[str]:
         done = _record(processes, wanted, file, "-F", str(RATE))
         yield f"{wanted.process} under {wanted.load}: {done}"
         argv = ["perf", "report", "-i", str(file), "--stdio", "--sort=dso,symbol", "--field-separator=;", "-q"]
-        for line in _piped(argv, b"").decode(errors="replace").splitlines()[:count]:
+        for line in output_of(argv).decode(errors="replace").splitlines()[:count]:
             share, library, symbol = (part.strip() for part in line.split(";")[:3])
             name = readable(re.sub(r"^\[.\] ", "", symbol))
             yield f"{float(share.rstrip('%')):6.2f} %  {name}  [{library.partition('.cpython')[0]}]"
@@ -122,19 +122,25 @@ def flame(wanted: Wanted, target: Path) -> Iterator[str]:
         done = _record(processes, wanted, file, "-F", str(STACK_RATE), "--call-graph=dwarf,16384")
         title = f"backstream {wanted.process}, {wanted.load}: {done}"
         yield title
-        stacks = _piped(["perf", "script", "-i", str(file), "--no-inline"], b"")
-        folded = _piped([collapse], stacks).decode()
+        stacks = output_of(["perf", "script", "-i", str(file), "--no-inline"])
+        folded = output_of([collapse], stacks).decode()
         if not folded:
             raise BenchError("perf took no samples: was the process idle?")
-        drawn = _piped([draw, "--title", title, "--countname", "ns", "--hash"], readable(folded).encode())
+        drawn = output_of([draw, "--title", title, "--countname", "ns", "--hash"], readable(folded).encode())
         target.write_bytes(drawn)
         yield f"{len(folded.splitlines()):,} different stacks in {target}"
 
 
-def _piped(argv: list[str], data: bytes) -> bytes:
+def output_of(argv: Sequence[str], data: bytes = b"", *, timeout: float = 600) -> bytes:
+    """What a tool prints that is given `data`; BenchError where it fails, or takes more than `timeout` seconds."""
+    name = " ".join([Path(argv[0]).name, *argv[1:2]])
     try:
-        result = subprocess.run(argv, input=data, capture_output=True, timeout=600, check=True)
+        result = subprocess.run(argv, input=data, capture_output=True, timeout=timeout, check=True)
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").strip().splitlines()
-        raise BenchError(f"{Path(argv[0]).name} failed: {lines[-1] if lines else error}") from None
+        raise BenchError(f"{name} failed: {lines[-1] if lines else error}") from None
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"{name} took more than {timeout:.0f} s") from None
+    except OSError as error:
+        raise BenchError(f"{name} could not be started: {error}") from error
     return result.stdout

@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.errors import BenchError
 from bench.processes import Fleet
 from bench.profile import tunnel
-from bench.profile.perf import perf
+from bench.profile.perf import output_of, perf
 
 INSTALL = "neither perf with tracepoints nor strace: apt-get install strace"
 _ALL = "raw_syscalls:sys_enter"
@@ -57,16 +57,16 @@ def _by_perf(
     processes: Fleet, subject: tunnel.Tunnel, role: str, load: str, seconds: int, connections: int
 ) -> tuple[tunnel.Done, Counter[str]]:
     file = processes.directory / "perf.csv"
-    argv = ["stat", "-x", ",", "-e", ",".join([_ALL, *_events()]), "-o", str(file), "-p", str(subject.pids[role])]
+    argv = ["stat", "-x", ",", "-e", ",".join([_ALL, *tracepoints()]), "-o", str(file), "-p", str(subject.pids[role])]
     with perf(processes, argv):
         done = tunnel.put_load(processes, subject.port, load, seconds, connections)
     return done, read_perf(file.read_text())
 
 
-def _events() -> list[str]:
-    """Those tracepoints of _NAMED that this kernel and processor have."""
+def tracepoints() -> list[str]:
+    """Those of _NAMED that this kernel and processor have. BenchError where perf can't list them."""
     argv = ["perf", "list", "--no-desc", "syscalls:sys_enter_*"]
-    there = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    there = output_of(argv, timeout=60).decode().split()
     return [event for name in _NAMED if (event := f"syscalls:sys_enter_{name}") in there]
 
 

@@ -17,7 +17,7 @@ SHARES: Mapping[str, float] = {
     "idle": 3,
     "rate": 2,
     "connections": 4,
-    "recovery": 3,
+    "recovery": 7,
     "wan": 11,
 }
 """Roughly how much of a run each scenario takes, of those that are not like most: those have 1, some half a minute."""

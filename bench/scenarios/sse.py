@@ -8,18 +8,16 @@ other. Others' tunnels take part beside the downloads.
 """
 
 import json
-from contextlib import nullcontext
-from functools import partial
 
 from bench.contenders import Contender, Direct, Endpoint
 from bench.contenders.backstream import BackstreamApp, BackstreamUpstream
 from bench.contenders.nginx import UNBUFFERED, unbuffered
 from bench.contenders.others import others
-from bench.context import Context, Sample, start_bulk_backend
-from bench.load import RAW, flood
+from bench.context import Context, Sample
+from bench.load import RAW
 from bench.processes import Fleet
 from bench.report.table import Column, Row, Section, median, number, spread
-from bench.scenarios.mixed import STREAMS
+from bench.scenarios.beside import STREAMS, bulk, measure
 
 STATES = {"idle": "idle", "down": f"{STREAMS} downloads"}
 
@@ -50,20 +48,13 @@ def run(context: Context) -> list[Section]:
         BackstreamUpstream(),
         *others(UNBUFFERED, events=True),
     ]
-    with context.fleet() as fleet:
-        backend = start_bulk_backend(fleet)
-
-        def turn(state: str, endpoint: Endpoint) -> Sample:
-            return _sample(fleet, endpoint, state, context.options.duration)
-
-        started = context.cases(fleet, contenders, backend, partial(turn, "idle"), "tunnels")
-        rows = context.take_turns("sse", context.in_states(started, STATES, turn, nearest=["idle"]))
+    rows = measure(context, "sse", contenders, STATES, _sample, nearest=["idle"])
     title = f"delay of Server-Sent Events, one each 5 ms, {context.options.duration} s × {context.options.repeat}"
     return [Section("sse", title, _COLUMNS, rows)]
 
 
 def _sample(fleet: Fleet, endpoint: Endpoint, state: str, seconds: int) -> Sample:
-    with flood(fleet, endpoint.port, state, STREAMS) if state != "idle" else nullcontext():
+    with bulk(fleet, endpoint, state):
         result, first = (
             json.loads(
                 fleet.run(what, [*RAW, what, str(endpoint.port), "--duration", str(seconds)], timeout=seconds + 30)

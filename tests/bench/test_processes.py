@@ -2,9 +2,11 @@
 
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +14,9 @@ import pytest
 
 from bench.context import Context, Options
 from bench.errors import BenchError
-from bench.processes import Fleet, Spawned
+from bench.processes import Fleet, Spawned, read_line
 from bench.scenarios.agents import too_few_files
+from bench.scenarios.recovery import Pair
 from tests.rig import ROOT
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -46,6 +49,44 @@ def test_all_are_killed_where_their_end_is_broken_off(fleet: Fleet, monkeypatch:
     assert [each.process.wait(10) for each in rest] == [-signal.SIGKILL] * 2
     assert first.failure() is None
     assert fleet.count == 1
+
+
+def test_a_crash_takes_what_the_process_has_started_with_it(fleet: Fleet) -> None:
+    code = "import subprocess, sys; child = subprocess.Popen(sys.argv[1:], start_new_session=True)\n"
+    code += "print(child.pid, flush=True); child.wait()"
+    parent = fleet.spawn("parent", [sys.executable, "-c", code, *SLEEPER], pipes=True)
+    child = int(read_line(parent, timeout=10))
+    watched = os.pidfd_open(child)
+    try:
+        assert fleet.runs(parent.pid)
+        before = time.monotonic_ns()
+        assert before <= fleet.kill(parent.pid) <= time.monotonic_ns()
+        assert select.select([watched], [], [], 10)[0], "the child lives on"
+    finally:
+        os.close(watched)
+    assert not fleet.runs(parent.pid)
+    assert fleet.count == 0
+
+
+def test_an_end_of_a_pair_that_gives_up_is_started_again(fleet: Fleet) -> None:
+    started: list[int] = []
+
+    def start(argv: list[str]) -> int:
+        started.append(fleet.spawn("end", argv).pid)
+        return started[-1]
+
+    # The proxy stays; the agent gives up at once, each time.
+    agent = [sys.executable, "-c", ""]
+    pair = Pair(fleet, 0, {"proxy": lambda: start(SLEEPER), "agent": lambda: start(agent)})
+    pair.start("proxy")
+    pair.start("agent")
+    deadline = time.monotonic() + 20
+    while len(started) < 4:
+        assert time.monotonic() < deadline
+        pair.supervise()
+        time.sleep(0.005)
+    assert fleet.runs(started[0])
+    assert fleet.count == 2
 
 
 def test_too_few_open_files_are_told_with_what_raises_their_number(monkeypatch: pytest.MonkeyPatch) -> None:

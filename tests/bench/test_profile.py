@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
-from bench.profile import symbols
+from bench.profile import symbols, syscalls
+from bench.profile.perf import output_of
 from bench.profile.relay import TO_AGENT, TO_PROXY, Counting
 from bench.profile.symbols import readable
 from bench.profile.syscalls import read_perf, read_strace
@@ -43,6 +44,36 @@ def test_a_build_with_symbols_that_fails_is_told(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(BenchError, match="could not be built with symbols"):
         symbols.build()
     assert not (tmp_path / "built").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo first >&2; echo 'tracefs is not mounted' >&2; exit 129", "perf list failed: tracefs is not mounted"),
+        ("exit 1", "perf list failed: .* non-zero exit status 1"),
+    ],
+)
+def test_tracepoints_that_perf_cannot_list_are_told_in_a_line(
+    script: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    perf = tmp_path / "perf"
+    perf.write_text(f"#!/bin/sh\n{script}\n")
+    perf.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BenchError, match=reason):
+        syscalls.tracepoints()
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        (["sleep", "60"], "sleep 60 took more than 0 s"),
+        (["no-such-tool", "-x"], "no-such-tool -x could not be started"),
+    ],
+)
+def test_a_tool_that_hangs_or_is_absent_is_told(argv: list[str], reason: str) -> None:
+    with pytest.raises(BenchError, match=reason):
+        output_of(argv, timeout=0.1)
 
 
 def test_calls_that_perf_counted_are_read() -> None:
