@@ -295,7 +295,7 @@ class ProxySettings:
         metadata=option(
             "size",
             LIMITS,
-            "Fewest bytes per second that a client takes of what waits for it, from the 5th second on, "
+            "Fewest bytes per second that a client takes of what waits for it, from the 6th second on, "
             "where others need its place.",
             off="no minimum",
         ),
