@@ -1,7 +1,8 @@
 from libc.stdint cimport int64_t, uint32_t
 
 from backstream._buffer cimport Buffer
-from backstream._codec cimport FieldArray, RequestHead, ResponseHead, Slice
+from backstream._codec cimport FieldArray, RequestHead, ResponseHead
+from backstream._slice cimport Slice
 
 
 cdef enum:

@@ -16,14 +16,14 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from backstream._buffer cimport Buffer, reserve
-from backstream._codec cimport (
-    BODY_SIZED, MAX_HEAD_SIZE, Field, FieldArray, RequestHead, ResponseHead, Slice, bytes_of, equals, fill_request,
-    fill_response, is_connection_field, is_field_value, is_token, slice_of,
-)
+from backstream._codec cimport BODY_SIZED, MAX_HEAD_SIZE, Field, FieldArray, RequestHead, ResponseHead
+from backstream._grammar cimport is_connection_field, is_field_value, is_token
+from backstream._message_codec cimport fill_request, fill_response
 from backstream._protobuf cimport (
     BYTES, VARINT, Cursor, cursor_of, member_size, put_length, put_member, put_varint, read_bytes, read_tag,
     read_varint, skip_member, varint_size,
 )
+from backstream._slice cimport Slice, bytes_of, equals, slice_of
 
 from backstream.errors import HeadError
 

@@ -1,10 +1,9 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from backstream._buffer cimport Buffer
-from backstream._codec cimport (
-    FieldArray, Frame, GoAway, RequestHead, Reset, ResponseHead, Slice, Trailers,
-)
+from backstream._codec cimport FieldArray, Frame, GoAway, RequestHead, Reset, ResponseHead, Trailers
 from backstream._flow cimport BudgetShare, Pace, ReceiveWindow, WindowBudget
+from backstream._slice cimport Slice
 
 
 cdef enum StreamState:

@@ -20,16 +20,17 @@ from backstream._buffer cimport Buffer, reserve
 from backstream._codec cimport (
     BODY_CHUNKED, BODY_NONE, BODY_SIZED, FLAG_ACK, FLAG_END_STREAM, FLAG_INTERIM, FRAME_DATA, FRAME_GOAWAY,
     FRAME_HEADER_SIZE, FRAME_HELLO, FRAME_NOTIFY, FRAME_PING, FRAME_REQUEST, FRAME_RESET, FRAME_RESPONSE,
-    FRAME_TRAILERS, FRAME_WINDOW, MAX_HEAD_SIZE, MAX_MESSAGE_SIZE,
-    FieldArray, Frame, GoAway, Notify, RequestHead, Reset, ResponseHead, Trailers,
-    bytes_of, decode_goaway, decode_hello, decode_notify, decode_request, decode_reset, decode_response,
-    decode_trailers, encode_goaway, encode_hello, encode_notify, encode_reset, encode_response, encode_trailers,
-    goaway_object, read_frame, read_u32, slice_of, write_frame_header, write_u32,
+    FRAME_TRAILERS, FRAME_WINDOW, MAX_HEAD_SIZE, MAX_MESSAGE_SIZE, FieldArray, Frame, GoAway, Notify, RequestHead,
+    Reset, ResponseHead, Trailers, decode_goaway, decode_hello, decode_notify, decode_request, decode_reset,
+    decode_response, decode_trailers, encode_goaway, encode_hello, encode_notify, encode_reset, encode_response,
+    encode_trailers, read_frame, read_u32, write_frame_header, write_u32,
 )
 from backstream._flow cimport (
     CROWDED, FAST, SLOW, BudgetShare, Pace, WindowBudget, window_consume, window_double, window_end_round,
     window_grant, window_grant_due, window_halve, window_open, window_receive, window_round_full,
 )
+from backstream._message_codec cimport goaway_object
+from backstream._slice cimport bytes_of, slice_of
 
 from backstream.errors import ErrorCode, FrameError, HeadError, ProtocolError, StreamError
 

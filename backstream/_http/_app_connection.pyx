@@ -12,14 +12,13 @@ import asyncio
 from libc.stdint cimport int64_t
 
 from backstream._call cimport BodyQueue
-from backstream._codec cimport (
-    BODY_NONE, BODY_SIZED, Field, RequestHead, ResponseHead, Trailers, bytes_of, equals, slice_of,
-)
+from backstream._codec cimport BODY_NONE, BODY_SIZED, Field, RequestHead, ResponseHead, Trailers
 from backstream._exchange cimport Exchange
 from backstream._http._message cimport HEAD
 from backstream._http._server cimport FRAMED_CHUNKED, FRAMED_NONE, FRAMED_SIZED, ServerConnection, ServerContext
 from backstream._http._trailers cimport keep_trailers
 from backstream._loop cimport monotonic
+from backstream._slice cimport bytes_of, equals, slice_of
 
 from backstream._http.errors import MessageError
 from backstream.errors import ResponseCut, StreamError

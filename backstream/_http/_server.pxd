@@ -2,7 +2,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from backstream._agents cimport AgentTable
 from backstream._buffer cimport Buffer
-from backstream._codec cimport RequestHead, Slice
+from backstream._codec cimport RequestHead
 from backstream._exchange cimport Exchange, Responder
 from backstream._http._clients cimport Client, ClientTable
 from backstream._http._forwarding cimport Forwarding, Peer, RequestId
@@ -10,6 +10,7 @@ from backstream._http._message cimport Limits, RequestReader
 from backstream._http._routing cimport Router
 from backstream._http._trust cimport Networks
 from backstream._http._writer cimport SocketWriter
+from backstream._slice cimport Slice
 
 
 cdef class ServerContext:

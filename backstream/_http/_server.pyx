@@ -18,10 +18,10 @@ from libc.stdint cimport int64_t, uint64_t
 from backstream._agents cimport AgentTable
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport (
-    BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers,
-    bytes_of, decode_request, encode_request, equals, is_client_id, slice_of,
+    BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Trailers, decode_request, encode_request,
 )
 from backstream._exchange cimport Exchange, Responder
+from backstream._grammar cimport is_client_id
 from backstream._http._clients cimport ClientTable
 from backstream._http._final_recipient cimport own_answer
 from backstream._http._forwarding cimport Forwarding
@@ -35,6 +35,7 @@ from backstream._http._trailers cimport keep_trailers
 from backstream._http._trust cimport Networks
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, loop_state, monotonic
+from backstream._slice cimport Slice, bytes_of, equals, slice_of
 from backstream._tls cimport TlsTransport
 
 from backstream._http._error_pages import error_page
