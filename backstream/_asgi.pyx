@@ -23,8 +23,8 @@ from backstream._http._trailers cimport keep_trailers
 from backstream._loop cimport LoopMember, loop_state
 from backstream._message_codec cimport fill_trailers
 from backstream._service cimport Service
-from backstream._session cimport Stream, StreamHandler
 from backstream._slice cimport Slice, bytes_of, equals, slice_of
+from backstream._stream cimport Stream, StreamHandler
 
 from backstream.errors import ConfigurationError, StreamError
 

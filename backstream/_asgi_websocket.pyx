@@ -30,8 +30,8 @@ from backstream._codec cimport BODY_NONE, Field, FieldArray, RequestHead, Respon
 from backstream._grammar cimport equals_lower
 from backstream._http._message cimport next_token
 from backstream._loop cimport LoopMember, monotonic
-from backstream._session cimport Stream, StreamHandler
 from backstream._slice cimport Slice, bytes_of, equals, slice_of
+from backstream._stream cimport Stream, StreamHandler
 
 from websockets.exceptions import ProtocolError
 from websockets.frames import Close, Frame, Opcode

@@ -8,8 +8,9 @@ from libc.stdint cimport uint32_t
 from backstream._buffer cimport Buffer
 from backstream._codec cimport MAX_MESSAGE_SIZE, FieldArray, RequestHead, ResponseHead, Trailers, encode_request
 from backstream._message_codec cimport fill_request, fill_response, fill_trailers, request_object, response_object
-from backstream._session cimport Session, SessionOwner, Stream, StreamHandler
+from backstream._session cimport Session
 from backstream._slice cimport bytes_of
+from backstream._stream cimport SessionOwner, Stream, StreamHandler
 
 cdef bytearray _message = bytearray(MAX_MESSAGE_SIZE)
 

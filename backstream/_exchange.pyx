@@ -15,9 +15,9 @@ from backstream._agents cimport WAIT_AGENT, WAIT_NONE, WAIT_PLACE, WAIT_ROOM, Ag
 from backstream._buffer cimport Buffer, add_piece
 from backstream._codec cimport FieldArray, RequestHead, ResponseHead, Trailers, decode_request, encode_request
 from backstream._loop cimport monotonic
-from backstream._session cimport Stream, StreamHandler
 from backstream._slice cimport Slice, bytes_of
 from backstream._slow_readers cimport SlowReader
+from backstream._stream cimport Stream, StreamHandler
 
 from backstream.errors import STATUS_OF_CODE, ErrorCode, StreamError
 

@@ -26,10 +26,9 @@ from backstream._seed_codec cimport (
     SEED_NOTIFY, SEED_REQUEST, SEED_RESPONSE, SeedReader, SeedType, finish_message, id_at_start, message_size, new_id,
     pack_message, start_request, start_response,
 )
-from backstream._session cimport (
-    CLOSED, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, Session, SessionOwner, Stream, StreamHandler,
-)
+from backstream._session cimport Session
 from backstream._slice cimport Slice, bytes_of, equals, slice_of
+from backstream._stream cimport CLOSED, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, SessionOwner, Stream, StreamHandler
 
 from backstream.config import parse_duration
 from backstream.errors import STATUS_OF_CODE, ConfigurationError, HeadError, StreamError

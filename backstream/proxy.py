@@ -23,7 +23,7 @@ from backstream._http._clients import ClientTable
 from backstream._http._server import ServerConnection, ServerContext
 from backstream._loop import loop_state
 from backstream._messages import Notify
-from backstream._session import Stream
+from backstream._stream import Stream
 from backstream._websocket import SUBPROTOCOL, accept_websocket
 from backstream.certificates import server_context
 from backstream.config import ProxySettings, parse_address

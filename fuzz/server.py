@@ -19,7 +19,8 @@ from backstream._http._clients import ClientTable
 from backstream._http._server import ServerContext
 from backstream._loop import loop_state
 from backstream._messages import Body, Fields, Hello, RequestHead, ResponseHead
-from backstream._session import Session, Stream
+from backstream._session import Session
+from backstream._stream import Stream
 from backstream.config import ProxySettings
 from fuzz.net import Loop, Transport, shared_loop
 from fuzz.steps import Steps, pieces

@@ -14,7 +14,8 @@ from typing import Any
 from backstream import _callbacks, _codec, _message_codec
 from backstream._flow import WindowBudget
 from backstream._messages import Body, GoAway, Hello, RequestHead, Reset, ResponseHead
-from backstream._session import Session, Stream
+from backstream._session import Session
+from backstream._stream import Stream
 from backstream.errors import StreamError
 from fuzz.steps import Steps
 

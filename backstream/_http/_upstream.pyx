@@ -26,8 +26,8 @@ from backstream._http._trailers cimport keep_trailers
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, LoopMember, loop_state, monotonic
 from backstream._service cimport Service
-from backstream._session cimport Stream, StreamHandler
 from backstream._slice cimport Slice, bytes_of, equals, slice_of
+from backstream._stream cimport Stream, StreamHandler
 
 from backstream._http.errors import MessageError
 from backstream._tls import connect_tls

@@ -9,7 +9,8 @@ from typing import Any
 from backstream import _callbacks, _codec, _message_codec
 from backstream._flow import WindowBudget
 from backstream._messages import Body, Fields, GoAway, Hello, RequestHead, Reset, ResponseHead
-from backstream._session import Session, Stream
+from backstream._session import Session
+from backstream._stream import Stream
 
 DATA, REQUEST, RESPONSE, TRAILERS, WINDOW, RESET, HELLO, GOAWAY, NOTIFY, PING = range(10)
 END = ACK = 1
