@@ -1,6 +1,7 @@
-from backstream._codec cimport FieldArray, GoAway, RequestHead, ResponseHead, Trailers
+from backstream._codec cimport Field, FieldArray, GoAway, RequestHead, ResponseHead, Trailers
 
 
+cdef tuple pairs_of(const Field* fields, Py_ssize_t count)
 cdef object request_object(const RequestHead* head)
 cdef object response_object(const ResponseHead* head)
 cdef object goaway_object(const GoAway* raw)

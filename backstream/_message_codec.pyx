@@ -14,7 +14,7 @@ from backstream._slice cimport bytes_of, slice_of
 from backstream import _messages
 
 
-cdef tuple _fields_of(const Field* fields, Py_ssize_t count):
+cdef tuple pairs_of(const Field* fields, Py_ssize_t count):
     cdef Py_ssize_t i
     return tuple([(bytes_of(fields[i].name), bytes_of(fields[i].value)) for i in range(count)])
 
@@ -33,14 +33,14 @@ cdef object request_object(const RequestHead* head):
     return _messages.RequestHead(
         method=bytes_of(head.method), target=bytes_of(head.target), authority=bytes_of(head.authority),
         scheme=bytes_of(head.scheme), http_minor=head.http_minor, http_major=head.http_major,
-        fields=_fields_of(head.fields, head.field_count), body=_messages.Body(head.body), length=head.length,
+        fields=pairs_of(head.fields, head.field_count), body=_messages.Body(head.body), length=head.length,
         time_budget_ms=head.time_budget_ms, peer=bytes_of(head.peer), upgrade=bytes_of(head.upgrade),
         client_id=bytes_of(head.client_id), prefix=bytes_of(head.prefix))
 
 
 cdef object response_object(const ResponseHead* head):
     return _messages.ResponseHead(
-        status=head.status, reason=bytes_of(head.reason), fields=_fields_of(head.fields, head.field_count),
+        status=head.status, reason=bytes_of(head.reason), fields=pairs_of(head.fields, head.field_count),
         body=_messages.Body(head.body), length=head.length, upgrade=bytes_of(head.upgrade))
 
 
@@ -143,7 +143,7 @@ def unpack_trailers(bytes payload) -> tuple:
     cdef Trailers raw
     cdef FieldArray fields = FieldArray()
     decode_trailers(payload, len(payload), &raw, fields)
-    return _fields_of(raw.fields, raw.field_count)
+    return pairs_of(raw.fields, raw.field_count)
 
 
 def pack_reset(reset) -> bytes:
