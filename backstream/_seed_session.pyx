@@ -22,10 +22,8 @@ from backstream._codec cimport (
 )
 from backstream._flow cimport BudgetShare, WindowBudget
 from backstream._grammar cimport equals_lower
-from backstream._seed_codec cimport (
-    SEED_NOTIFY, SEED_REQUEST, SEED_RESPONSE, SeedReader, SeedType, finish_message, id_at_start, message_size, new_id,
-    pack_message, start_request, start_response,
-)
+from backstream._seed_codec cimport finish_message, message_size, new_id, pack_message, start_request, start_response
+from backstream._seed_reader cimport SEED_NOTIFY, SEED_REQUEST, SEED_RESPONSE, SeedReader, SeedType, id_at_start
 from backstream._session cimport Session
 from backstream._slice cimport Slice, bytes_of, equals, slice_of
 from backstream._stream cimport CLOSED, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, SessionOwner, Stream, StreamHandler
