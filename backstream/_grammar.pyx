@@ -88,7 +88,7 @@ cdef inline bint _may_end_a_value(const char* at) noexcept:
 
 
 cdef bint is_field_value(Slice s) noexcept:
-    # Eight bytes at once, as a value is a head's longest part: 12 instructions where one by one takes 60.
+    # Eight bytes at once, as a value is a head's longest part: a fifth of the instructions.
     cdef Py_ssize_t at = 0
     if s.size < 8:
         return _all(s, VALUE)

@@ -1,7 +1,6 @@
 from libc.stdint cimport int64_t
 
 from backstream._agents cimport AgentTable
-from backstream._buffer cimport Buffer
 from backstream._http._clients cimport ClientTable
 from backstream._http._forwarding cimport Forwarding
 from backstream._http._message cimport Limits
@@ -39,7 +38,6 @@ cdef class ServerContext:
         Forwarding forwarding
         Networks proxy_protocol         # whose connections begin with a PROXY header; None: nobody's
         dict upgrades                   # protocols that may be switched to: name in lower case -> name
-        Buffer scratch                  # where a request's head is encoded
         # policy
         object protocol                 # called with this, makes the protocol of one connection
         public object tls               # ssl.SSLContext for new connections, None where TLS is not spoken

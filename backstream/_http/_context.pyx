@@ -7,7 +7,6 @@ import asyncio
 import logging
 
 from backstream._agents cimport AgentTable
-from backstream._buffer cimport Buffer
 from backstream._http._clients cimport ClientTable
 from backstream._http._forwarding cimport Forwarding
 from backstream._http._routing cimport Router
@@ -52,7 +51,6 @@ cdef class ServerContext:
         self.forwarding = Forwarding(settings)
         self.proxy_protocol = Networks(settings.proxy_protocol) if settings.proxy_protocol else None
         self.upgrades = {name.lower().encode(): name.encode() for name in settings.upgrade}
-        self.scratch = Buffer()
         self.on_agent = on_agent
         self.access_log = access_log
         self.protocol = protocol
