@@ -1,4 +1,4 @@
-"""Streams and sessions for Python code: the same interfaces as in `_session`, with Python values.
+"""Streams and sessions for Python code: the same interfaces as in `_stream`, with Python values.
 
 Slower than a `cdef` handler by the objects that it builds; for programs that want no ASGI, and for tests.
 """
