@@ -12,13 +12,14 @@ from datetime import datetime, timezone
 
 from libc.stdint cimport uint32_t
 
+from backstream._codec cimport RequestHead
 from backstream._flow cimport BudgetShare, WindowBudget
 from backstream._loop cimport LoopState, monotonic
-from backstream._session cimport Session, Stream, StreamHandler
-from backstream._codec cimport RequestHead
 from backstream._seed_link cimport speak_seed
 from backstream._seed_session cimport SeedSession
+from backstream._session cimport Session
 from backstream._slow_readers cimport SlowReader, SlowReaders
+from backstream._stream cimport Stream, StreamHandler
 from backstream._websocket cimport SessionLink
 
 import os

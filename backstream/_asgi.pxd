@@ -1,9 +1,10 @@
 from libc.stdint cimport int64_t, uint32_t
 
-from backstream._codec cimport FieldArray, RequestHead, Slice
+from backstream._codec cimport FieldArray, RequestHead
 from backstream._loop cimport LoopMember
 from backstream._service cimport Service
-from backstream._session cimport Stream, StreamHandler
+from backstream._slice cimport Slice
+from backstream._stream cimport Stream, StreamHandler
 
 
 cdef class AsgiService(Service):

@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t
 from backstream._asgi cimport AsgiRequest, AsgiService
 from backstream._codec cimport RequestHead
 from backstream._loop cimport LoopMember
-from backstream._session cimport Stream, StreamHandler
+from backstream._stream cimport Stream, StreamHandler
 
 
 cdef enum WebSocketState:

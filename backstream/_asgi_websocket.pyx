@@ -26,12 +26,12 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t
 
 from backstream._asgi cimport DONE, AsgiRequest, AsgiService
-from backstream._codec cimport (
-    BODY_NONE, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers, bytes_of, equals, equals_lower, slice_of,
-)
+from backstream._codec cimport BODY_NONE, Field, FieldArray, RequestHead, ResponseHead, Trailers
+from backstream._grammar cimport equals_lower
 from backstream._http._message cimport next_token
 from backstream._loop cimport LoopMember, monotonic
-from backstream._session cimport Stream, StreamHandler
+from backstream._slice cimport Slice, bytes_of, equals, slice_of
+from backstream._stream cimport Stream, StreamHandler
 
 from websockets.exceptions import ProtocolError
 from websockets.frames import Close, Frame, Opcode

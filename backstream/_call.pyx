@@ -14,12 +14,11 @@ from libc.stdint cimport int64_t
 from backstream._agents cimport AgentLink, AgentTable
 from backstream._buffer cimport Buffer
 from backstream._callbacks cimport pairs_of
-from backstream._codec cimport (
-    FieldArray, RequestHead, ResponseHead, Trailers, decode_request, encode_request, fill_request, response_object,
-)
+from backstream._codec cimport FieldArray, RequestHead, ResponseHead, Trailers, decode_request, encode_request
 from backstream._exchange cimport Exchange, Responder
 from backstream._http._message cimport is_idempotent
 from backstream._loop cimport loop_state, monotonic
+from backstream._message_codec cimport fill_request, response_object
 
 from backstream.errors import RequestFailed, ResponseCut
 

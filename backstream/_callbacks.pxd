@@ -1,5 +1,5 @@
 from backstream._codec cimport Trailers
-from backstream._session cimport SessionOwner, StreamHandler
+from backstream._stream cimport SessionOwner, StreamHandler
 
 
 cdef tuple pairs_of(const Trailers* trailers)

@@ -1,7 +1,8 @@
 from collections.abc import Iterable
 
 from backstream._messages import Fields, GoAway, Hello, RequestHead, ResponseHead
-from backstream._session import Session, SessionOwner, Stream, StreamHandler
+from backstream._session import Session
+from backstream._stream import SessionOwner, Stream, StreamHandler
 
 class Handler(StreamHandler):
     def head_received(self, stream: Stream, head: ResponseHead, interim: bool, end: bool) -> None: ...

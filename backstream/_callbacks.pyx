@@ -1,4 +1,4 @@
-"""Streams and sessions for Python code: the same interfaces as in `_session`, with Python values.
+"""Streams and sessions for Python code: the same interfaces as in `_stream`, with Python values.
 
 Slower than a `cdef` handler by the objects that it builds; for programs that want no ASGI, and for tests.
 """
@@ -6,11 +6,11 @@ Slower than a `cdef` handler by the objects that it builds; for programs that wa
 from libc.stdint cimport uint32_t
 
 from backstream._buffer cimport Buffer
-from backstream._codec cimport (
-    MAX_MESSAGE_SIZE, FieldArray, RequestHead, ResponseHead, Trailers,
-    bytes_of, encode_request, fill_request, fill_response, fill_trailers, request_object, response_object,
-)
-from backstream._session cimport Session, SessionOwner, Stream, StreamHandler
+from backstream._codec cimport MAX_MESSAGE_SIZE, FieldArray, RequestHead, ResponseHead, Trailers, encode_request
+from backstream._message_codec cimport fill_request, fill_response, fill_trailers, request_object, response_object
+from backstream._session cimport Session
+from backstream._slice cimport bytes_of
+from backstream._stream cimport SessionOwner, Stream, StreamHandler
 
 cdef bytearray _message = bytearray(MAX_MESSAGE_SIZE)
 

@@ -1,6 +1,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from backstream._buffer cimport Buffer
+from backstream._slice cimport Slice
 
 
 cdef enum:
@@ -32,11 +33,6 @@ cdef enum BodyKind:
     BODY_SIZED = 1
     BODY_CHUNKED = 2
 
-
-# Bytes in somebody else's memory, valid as long as its owner says.
-cdef struct Slice:
-    const char* ptr
-    Py_ssize_t size
 
 cdef struct Field:
     Slice name
@@ -105,16 +101,6 @@ cdef class FieldArray:
     cdef int add(self, Field field) except -1
 
 
-cdef inline Slice slice_of(bytes value) noexcept:
-    cdef Slice result
-    result.ptr = <const char*>value
-    result.size = len(value)
-    return result
-
-cdef inline bytes bytes_of(Slice s):
-    return s.ptr[:s.size]
-
-
 # Frames.
 cdef Py_ssize_t read_frame(const char* data, Py_ssize_t size, Frame* frame) except -1
 cdef void write_frame_header(char* target, Py_ssize_t length, uint8_t kind, uint8_t flags, uint32_t stream_id) noexcept
@@ -137,22 +123,3 @@ cdef int encode_reset(Buffer out, uint32_t code, Slice message) except -1
 cdef int encode_goaway(Buffer out, const GoAway* goaway) except -1
 cdef int encode_notify(Buffer out, Slice content_type, Slice data) except -1
 cpdef bytes encode_hello(object hello)
-
-# The grammar of RFC 9110 §5 and RFC 9112 §3, as far as the wire asks for it.
-cdef bint is_token(Slice s) noexcept
-cdef bint is_lower_token(Slice s) noexcept
-cdef bint is_field_value(Slice s) noexcept
-cdef bint is_target(Slice s) noexcept
-cdef bint is_authority(Slice s) noexcept
-cdef bint is_client_id(Slice s) noexcept
-cdef bint equals(Slice s, const char* text, Py_ssize_t size) noexcept
-cdef bint equals_lower(Slice s, const char* text, Py_ssize_t size) noexcept
-cdef bint is_connection_field(Slice lower_name) noexcept
-
-# Between C heads and their Python values.
-cdef object request_object(const RequestHead* head)
-cdef object response_object(const ResponseHead* head)
-cdef object goaway_object(const GoAway* raw)
-cdef int fill_request(object source, RequestHead* head, FieldArray fields) except -1
-cdef int fill_response(object source, ResponseHead* head, FieldArray fields) except -1
-cdef int fill_trailers(object pairs, Trailers* trailers, FieldArray fields) except -1

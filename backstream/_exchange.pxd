@@ -3,8 +3,8 @@ from libc.stdint cimport int64_t, uint32_t
 from backstream._agents cimport AgentLink, AgentTable, Wait
 from backstream._buffer cimport Buffer
 from backstream._codec cimport ResponseHead, Trailers
-from backstream._session cimport Stream, StreamHandler
 from backstream._slow_readers cimport SlowReader
+from backstream._stream cimport Stream, StreamHandler
 
 
 cdef class Responder(SlowReader):

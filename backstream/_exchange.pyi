@@ -1,5 +1,5 @@
-from backstream._session import StreamHandler
 from backstream._slow_readers import SlowReader
+from backstream._stream import StreamHandler
 
 class Responder(SlowReader): ...
 class Exchange(StreamHandler): ...

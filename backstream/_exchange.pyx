@@ -13,12 +13,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from backstream._agents cimport WAIT_AGENT, WAIT_NONE, WAIT_PLACE, WAIT_ROOM, AgentLink
 from backstream._buffer cimport Buffer, add_piece
-from backstream._codec cimport (
-    FieldArray, RequestHead, ResponseHead, Slice, Trailers, bytes_of, decode_request, encode_request,
-)
+from backstream._codec cimport FieldArray, RequestHead, ResponseHead, Trailers, decode_request, encode_request
 from backstream._loop cimport monotonic
-from backstream._session cimport Stream, StreamHandler
+from backstream._slice cimport Slice, bytes_of
 from backstream._slow_readers cimport SlowReader
+from backstream._stream cimport Stream, StreamHandler
 
 from backstream.errors import STATUS_OF_CODE, ErrorCode, StreamError
 

@@ -7,7 +7,7 @@ the caller made room, and return what is behind it.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from backstream._codec cimport Slice
+from backstream._slice cimport Slice
 
 
 cdef enum WireType:

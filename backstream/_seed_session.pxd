@@ -1,8 +1,10 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from backstream._codec cimport RequestHead, Slice
-from backstream._seed_codec cimport SeedReader, SeedType
-from backstream._session cimport Session, Stream
+from backstream._codec cimport RequestHead
+from backstream._seed_reader cimport SeedReader, SeedType
+from backstream._session cimport Session
+from backstream._slice cimport Slice
+from backstream._stream cimport Stream
 
 
 cdef enum:

@@ -1,6 +1,7 @@
 from backstream._flow import WindowBudget
 from backstream._messages import Hello
-from backstream._session import Session, SessionOwner, Stream
+from backstream._session import Session
+from backstream._stream import SessionOwner, Stream
 
 class SeedStream(Stream): ...
 

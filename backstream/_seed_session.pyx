@@ -18,17 +18,15 @@ from libc.string cimport memcpy
 
 from backstream._buffer cimport add_piece
 from backstream._codec cimport (
-    BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Slice, Trailers, bytes_of, decode_request,
-    equals, equals_lower, slice_of,
+    BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Trailers, decode_request,
 )
 from backstream._flow cimport BudgetShare, WindowBudget
-from backstream._seed_codec cimport (
-    SEED_NOTIFY, SEED_REQUEST, SEED_RESPONSE, SeedReader, SeedType, finish_message, id_at_start, message_size, new_id,
-    pack_message, start_request, start_response,
-)
-from backstream._session cimport (
-    CLOSED, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, Session, SessionOwner, Stream, StreamHandler,
-)
+from backstream._grammar cimport equals_lower
+from backstream._seed_codec cimport finish_message, message_size, new_id, pack_message, start_request, start_response
+from backstream._seed_reader cimport SEED_NOTIFY, SEED_REQUEST, SEED_RESPONSE, SeedReader, SeedType, id_at_start
+from backstream._session cimport Session
+from backstream._slice cimport Slice, bytes_of, equals, slice_of
+from backstream._stream cimport CLOSED, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, SessionOwner, Stream, StreamHandler
 
 from backstream.config import parse_duration
 from backstream.errors import STATUS_OF_CODE, ConfigurationError, HeadError, StreamError

@@ -1,6 +1,6 @@
 from backstream._codec cimport RequestHead
 from backstream._loop cimport LoopState
-from backstream._session cimport Stream, StreamHandler
+from backstream._stream cimport Stream, StreamHandler
 from backstream._websocket cimport SessionLink
 
 

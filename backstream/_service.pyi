@@ -4,7 +4,7 @@ from backstream._callbacks import Handler
 from backstream._flow import WindowBudget
 from backstream._loop import LoopState
 from backstream._messages import GoAway, RequestHead
-from backstream._session import Stream
+from backstream._stream import Stream
 from backstream._websocket import SessionLink
 from backstream.agent import Agent
 from backstream.config import SessionSettings

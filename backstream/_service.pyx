@@ -4,12 +4,14 @@ import logging
 
 from picows.picows cimport WSTransport
 
-from backstream._codec cimport RequestHead, request_object
+from backstream._codec cimport RequestHead
 from backstream._flow cimport WindowBudget
 from backstream._loop cimport LoopState, loop_state, monotonic
-from backstream._session cimport Session, Stream, StreamHandler
+from backstream._message_codec cimport request_object
 from backstream._seed_link cimport speak_seed
 from backstream._seed_session cimport SeedSession
+from backstream._session cimport Session
+from backstream._stream cimport Stream, StreamHandler
 from backstream._websocket cimport SessionLink
 
 from backstream._messages import Hello

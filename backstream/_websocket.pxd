@@ -3,7 +3,8 @@ from picows.picows cimport WSFrame, WSListener, WSTransport
 
 from backstream._buffer cimport Buffer
 from backstream._loop cimport LoopMember, LoopState
-from backstream._session cimport Session, SessionOwner
+from backstream._session cimport Session
+from backstream._stream cimport SessionOwner
 
 
 cdef class Carrier:

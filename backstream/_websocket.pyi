@@ -4,7 +4,8 @@ from typing import Any
 
 from picows import WSListener, WSTransport
 
-from backstream._session import Session, SessionOwner
+from backstream._session import Session
+from backstream._stream import SessionOwner
 from backstream.config import ProxyUrl
 
 SUBPROTOCOL: str

@@ -24,7 +24,8 @@ from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransp
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport MAX_MESSAGE_SIZE
 from backstream._loop cimport READ_SIZE, LoopMember, LoopState, monotonic
-from backstream._session cimport Session, SessionOwner
+from backstream._session cimport Session
+from backstream._stream cimport SessionOwner
 
 from backstream._tls import connect_tls
 from picows import WSAutoPingStrategy, WSUpgradeResponse

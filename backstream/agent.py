@@ -28,7 +28,7 @@ from backstream._http._upstream import UpstreamService
 from backstream._loop import loop_state
 from backstream._messages import Notify, RequestHead
 from backstream._service import CallbackService, Service, ServiceLink
-from backstream._session import Stream
+from backstream._stream import Stream
 from backstream._via import choose_via, connect_via
 from backstream._websocket import SUBPROTOCOL, dial_websocket
 from backstream._wsgi import WsgiApplication

@@ -19,9 +19,9 @@ from urllib.parse import quote
 
 from backstream._app_link import AppLink
 from backstream._http._app_connection import AppConnection
+from backstream._http._context import ServerContext
 from backstream._http._error_pages import error_page
 from backstream._http._handshake import CLIENT_ID, judge_handshake
-from backstream._http._server import ServerContext
 from backstream._http.errors import MessageError
 from backstream._loop import loop_state
 from backstream._websocket import SUBPROTOCOL

@@ -20,10 +20,11 @@ from backstream import requests
 from backstream._agents import AgentLink, AgentTable
 from backstream._flow import WindowBudget
 from backstream._http._clients import ClientTable
-from backstream._http._server import ServerConnection, ServerContext
+from backstream._http._context import ServerContext
+from backstream._http._server import ServerConnection
 from backstream._loop import loop_state
 from backstream._messages import Notify
-from backstream._session import Stream
+from backstream._stream import Stream
 from backstream._websocket import SUBPROTOCOL, accept_websocket
 from backstream.certificates import server_context
 from backstream.config import ProxySettings, parse_address
@@ -161,6 +162,7 @@ class Proxy:
             serves_agents=agents,
             on_agent=self._on_agent,
             access_log=_log_access if self.settings.access_log else None,
+            protocol=ServerConnection,
             tls=tls,
         )
         self._contexts.append(context)

@@ -5,6 +5,6 @@ from the event loop's thread only, inside a `Handler`'s methods or later. On a s
 """
 
 from backstream._callbacks import consume, end, is_closed, reset, respond, room, write
-from backstream._session import Stream
+from backstream._stream import Stream
 
 __all__ = ["Stream", "consume", "end", "is_closed", "reset", "respond", "room", "write"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
-from backstream import _codec
+from backstream import _codec, _message_codec
 from backstream._messages import Body
 from backstream._proto import tunnel_pb2
 from backstream.errors import FrameError, HeadError
@@ -26,13 +26,13 @@ class Kind:
 
 
 KINDS = [
-    Kind(_codec.pack_request, _codec.unpack_request, tunnel_pb2.RequestHead),
-    Kind(_codec.pack_response, _codec.unpack_response, tunnel_pb2.ResponseHead),
-    Kind(_codec.pack_trailers, _codec.unpack_trailers, tunnel_pb2.Trailers),
-    Kind(_codec.pack_reset, _codec.unpack_reset, tunnel_pb2.Reset),
-    Kind(_codec.pack_goaway, _codec.unpack_goaway, tunnel_pb2.GoAway),
+    Kind(_message_codec.pack_request, _message_codec.unpack_request, tunnel_pb2.RequestHead),
+    Kind(_message_codec.pack_response, _message_codec.unpack_response, tunnel_pb2.ResponseHead),
+    Kind(_message_codec.pack_trailers, _message_codec.unpack_trailers, tunnel_pb2.Trailers),
+    Kind(_message_codec.pack_reset, _message_codec.unpack_reset, tunnel_pb2.Reset),
+    Kind(_message_codec.pack_goaway, _message_codec.unpack_goaway, tunnel_pb2.GoAway),
     Kind(_codec.encode_hello, _codec.decode_hello, tunnel_pb2.Hello),
-    Kind(_codec.pack_notify, _codec.unpack_notify, tunnel_pb2.Notify),
+    Kind(_message_codec.pack_notify, _message_codec.unpack_notify, tunnel_pb2.Notify),
 ]
 
 
@@ -78,10 +78,10 @@ def pairs(fields: Any) -> tuple[tuple[bytes, bytes], ...]:
 
 def frames(data: bytes) -> None:
     try:
-        found = _codec.unpack_frames(data)
+        found = _message_codec.unpack_frames(data)
     except FrameError:
         return
-    again = b"".join(_codec.pack_frame(kind, stream, body, flags) for kind, flags, stream, body in found)
+    again = b"".join(_message_codec.pack_frame(kind, stream, body, flags) for kind, flags, stream, body in found)
     assert again == data
 
 
@@ -114,7 +114,7 @@ def seeds() -> dict[str, bytes]:
     found["upgrade"] = bytes([0]) + KINDS[0].pack(upgrade)
     found["switch"] = bytes([1]) + KINDS[1].pack(ResponseHead(status=101, upgrade=b"websocket"))
     found["frames"] = bytes([len(KINDS)]) + b"".join(
-        _codec.pack_frame(kind, stream, bytes(size), flags)
+        _message_codec.pack_frame(kind, stream, bytes(size), flags)
         for kind, stream, size, flags in ((6, 0, 3, 0), (0, 1, 5, 1), (4, 1, 4, 0), (200, 7, 0, 255))
     )
     return found

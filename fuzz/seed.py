@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from backstream import RequestHead, ResponseHead, _codec, _seed_codec
+from backstream import RequestHead, ResponseHead, _message_codec, _seed_codec
 from backstream._messages import Body
 from backstream._proto import seed_pb2
 from backstream.errors import HeadError
@@ -56,7 +56,7 @@ def request(data: bytes, as_json: bool) -> None:
         check_fields(fields, theirs)
     head = RequestHead(method=method, target=target, fields=fields)
     # It is a head of the native wire.
-    assert _codec.unpack_request(_codec.pack_request(head)) == head
+    assert _message_codec.unpack_request(_message_codec.pack_request(head)) == head
     again = _seed_codec.unpack(_seed_codec.pack_request(b"i", head, body, as_json), as_json)[2]
     same = _seed_codec.unpack_request(again, as_json)
     assert (same[0], sorted(same[2]), same[4]) == (method, sorted(fields), body)
@@ -75,7 +75,7 @@ def response(data: bytes, as_json: bool) -> None:
         check_fields(fields, theirs)
     if 100 <= status <= 999 and status != 101:
         head = ResponseHead(status=status, fields=fields)
-        assert _codec.unpack_response(_codec.pack_response(head)) == head
+        assert _message_codec.unpack_response(_message_codec.pack_response(head)) == head
         again = _seed_codec.unpack(_seed_codec.pack_response(b"i", head, body, as_json), as_json)[2]
         same = _seed_codec.unpack_response(again, as_json)
         assert (same[0], sorted(same[1]), same[3]) == (status, sorted(fields), body)

@@ -16,10 +16,12 @@ from backstream import _callbacks
 from backstream._agents import AgentLink, AgentTable
 from backstream._flow import WindowBudget
 from backstream._http._clients import ClientTable
-from backstream._http._server import ServerContext
+from backstream._http._context import ServerContext
+from backstream._http._server import ServerConnection
 from backstream._loop import loop_state
 from backstream._messages import Body, Fields, Hello, RequestHead, ResponseHead
-from backstream._session import Session, Stream
+from backstream._session import Session
+from backstream._stream import Stream
 from backstream.config import ProxySettings
 from fuzz.net import Loop, Transport, shared_loop
 from fuzz.steps import Steps, pieces
@@ -139,6 +141,7 @@ class Tunnel:
             serves_agents=True,
             on_agent=lambda connection, client_id, fields: (403, "no agents here"),
             access_log=None,
+            protocol=ServerConnection,
         )
         self.link = AgentLink(self.table, loop_state(), b"svc", None)
         self.exchange()

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from backstream import _callbacks, _codec
+from backstream import _callbacks, _codec, _message_codec
 from backstream._flow import WindowBudget
 from backstream._messages import Body, GoAway, Hello, RequestHead, Reset, ResponseHead
-from backstream._session import Session, Stream
+from backstream._session import Session
+from backstream._stream import Stream
 from backstream.errors import StreamError
 from fuzz.steps import Steps
 
@@ -162,7 +163,7 @@ class End:
     def pull(self, limit: int) -> bytes:
         message = _callbacks.pull(self.session, limit)
         assert len(message) <= MESSAGE
-        for frame in _codec.unpack_frames(message):
+        for frame in _message_codec.unpack_frames(message):
             self._check_sent(*frame)
             self.sent.append(frame)
         return message
@@ -180,7 +181,7 @@ class End:
         if kind >= HELLO:
             assert stream == 0 and kind <= PING
             if kind == GOAWAY:
-                _codec.unpack_goaway(payload)
+                _message_codec.unpack_goaway(payload)
             return
         assert stream
         if kind in (DATA, RESPONSE, TRAILERS):
@@ -194,15 +195,15 @@ class End:
             assert len(payload) <= self.peer_frame
             assert payload or flags & 1, "DATA that says nothing"
         elif kind == REQUEST:
-            _codec.unpack_request(payload)
+            _message_codec.unpack_request(payload)
             if flags & 1:
                 self.ended.add(stream)
         elif kind == RESPONSE:
-            _codec.unpack_response(payload)
+            _message_codec.unpack_response(payload)
         elif kind == TRAILERS:
-            _codec.unpack_trailers(payload)
+            _message_codec.unpack_trailers(payload)
         elif kind == RESET:
-            assert isinstance(_codec.unpack_reset(payload), Reset)
+            assert isinstance(_message_codec.unpack_reset(payload), Reset)
             self.ended.add(stream)
         else:
             assert 1 <= int.from_bytes(payload) <= 0x7FFFFFFF
@@ -299,7 +300,7 @@ def hostile(steps: Steps, is_proxy: bool, *, joined: bool) -> object:
 
     def hear(kind: int, stream: int, payload: bytes, flags: int) -> None:
         # What the peer may count on from now on: only as long as the end still listens.
-        waiting.append(_codec.pack_frame(kind, stream, payload, flags))
+        waiting.append(_message_codec.pack_frame(kind, stream, payload, flags))
         if not joined:
             deliver()
         if kind == HELLO and not end.peer_window:
@@ -349,22 +350,22 @@ def _frame(steps: Steps, is_proxy: bool) -> tuple[int, int, bytes, int]:
     if kind == DATA:
         payload = PATTERN[: SIZES[steps.number(len(SIZES))]]
     elif kind == REQUEST:
-        payload = _codec.pack_request(REQUESTS[steps.number(len(REQUESTS))])
+        payload = _message_codec.pack_request(REQUESTS[steps.number(len(REQUESTS))])
         stream += (stream + (not is_proxy)) % 2  # of the peer's parity
     elif kind == RESPONSE:
         head = RESPONSES[steps.number(len(RESPONSES))]
-        payload = _codec.pack_response(head)
+        payload = _message_codec.pack_response(head)
         flags = flags & 1 | (2 if 100 < head.status < 200 and head.status != 101 else 0)
     elif kind == TRAILERS:
-        payload = _codec.pack_trailers([(b"x-sum", b"1")])
+        payload = _message_codec.pack_trailers([(b"x-sum", b"1")])
     elif kind == WINDOW:
         payload = CREDIT[steps.number(len(CREDIT))].to_bytes(4)
     elif kind == RESET:
-        payload = _codec.pack_reset(Reset(code=steps.number(40), message="é"))
+        payload = _message_codec.pack_reset(Reset(code=steps.number(40), message="é"))
     elif kind == HELLO:
         payload = _codec.encode_hello(Hello(instance=bytes(16), initial_window=steps.number() << 8, max_streams=2))
     elif kind == GOAWAY:
-        payload = _codec.pack_goaway(GoAway(last_stream=steps.number(8)))
+        payload = _message_codec.pack_goaway(GoAway(last_stream=steps.number(8)))
     elif kind == PING:
         payload = bytes(8)
     else:
@@ -392,7 +393,7 @@ def honest(steps: Steps) -> None:
     def move(side: int) -> None:
         if lines[side]:
             message = lines[side].popleft()
-            for kind, _, stream, payload in _codec.unpack_frames(message):
+            for kind, _, stream, payload in _message_codec.unpack_frames(message):
                 if kind == HELLO:
                     ends[1 - side].heard_hello(_codec.decode_hello(payload))
                 elif kind == WINDOW:

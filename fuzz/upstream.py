@@ -18,7 +18,8 @@ from backstream._http._upstream import UpstreamService
 from backstream._loop import loop_state
 from backstream._messages import Body, Fields, GoAway, Hello, RequestHead, ResponseHead
 from backstream._service import ServiceLink
-from backstream._session import Session, Stream
+from backstream._session import Session
+from backstream._stream import Stream
 from backstream.config import AgentSettings, Upstream
 from fuzz.net import Loop, shared_loop
 from fuzz.steps import Steps, pieces

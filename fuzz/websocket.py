@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 
-from backstream import _callbacks, _codec
+from backstream import _callbacks, _codec, _message_codec
 from backstream._agents import AgentLink, AgentTable
 from backstream._flow import WindowBudget
 from backstream._loop import loop_state
@@ -68,7 +68,7 @@ def masked(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
 
 GREETING = masked(
     BINARY,
-    _codec.pack_frame(HELLO, 0, _codec.encode_hello(Hello(instance=bytes(16), generation=1, max_streams=9))),
+    _message_codec.pack_frame(HELLO, 0, _codec.encode_hello(Hello(instance=bytes(16), generation=1, max_streams=9))),
 )
 
 
@@ -135,7 +135,7 @@ def said(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], list[bytes], b
         assert len(payload) == size, "a cut frame"
         if opcode == 0x80 | BINARY:
             # Of HELLO, which has random bytes in it, only that it came.
-            for kind, flags, stream, body in _codec.unpack_frames(payload):
+            for kind, flags, stream, body in _message_codec.unpack_frames(payload):
                 frames.append((kind, flags, stream, b"" if kind == HELLO else body))
         elif opcode == 0x80 | PONG:
             pongs.append(payload)
@@ -148,9 +148,9 @@ def said(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], list[bytes], b
 
 def seeds() -> dict[str, bytes]:
     """Inputs to begin with."""
-    head = _codec.pack_frame(2, 1, _codec.pack_response(ResponseHead(status=200, body=Body.CHUNKED)))
-    body = _codec.pack_frame(0, 1, b"hello", 1)
-    window = _codec.pack_frame(4, 3, (4096).to_bytes(4))
+    head = _message_codec.pack_frame(2, 1, _message_codec.pack_response(ResponseHead(status=200, body=Body.CHUNKED)))
+    body = _message_codec.pack_frame(0, 1, b"hello", 1)
+    window = _message_codec.pack_frame(4, 3, (4096).to_bytes(4))
     return {
         "message": b"\x03" + masked(BINARY, head + body + window),
         "messages": b"\xff" + masked(BINARY, head) + masked(BINARY, body),
@@ -161,5 +161,5 @@ def seeds() -> dict[str, bytes]:
         "text": b"\x02" + masked(TEXT, b"hello"),
         "close": b"\x02" + masked(CLOSE, b"\x03\xe8bye"),
         "pong": b"\x02" + masked(PONG, bytes(8)) + masked(PING, b""),
-        "long": b"\x02" + masked(BINARY, _codec.pack_frame(200, 0, bytes(200))),
+        "long": b"\x02" + masked(BINARY, _message_codec.pack_frame(200, 0, bytes(200))),
     }

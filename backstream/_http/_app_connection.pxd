@@ -1,10 +1,10 @@
 from libc.stdint cimport int64_t
 
 from backstream._call cimport BodyQueue
-from backstream._http._server cimport ServerConnection
+from backstream._http._front_end cimport FrontEnd
 
 
-cdef class AppConnection(ServerConnection):
+cdef class AppConnection(FrontEnd):
     """One request that came through an ASGI server."""
     cdef:
         # the request
@@ -24,3 +24,4 @@ cdef class AppConnection(ServerConnection):
 
     cdef int _finish(self, object error) except -1
     cdef int _fail(self, object error) except -1
+    cdef int _response_done(self) except -1

@@ -1,7 +1,8 @@
 from backstream._call import BodyQueue
-from backstream._http._server import ServerConnection, ServerContext
+from backstream._http._context import ServerContext
+from backstream._http._front_end import FrontEnd
 
-class AppConnection(ServerConnection):
+class AppConnection(FrontEnd):
     response_status: int
     headers: list[tuple[bytes, bytes]] | None
     body: BodyQueue

@@ -1,8 +1,8 @@
 """The proxy's server side behind somebody else's server: requests come and responses go as ASGI's values.
 
 Rules that hold here:
-- What a request must be, where it goes and what it is answered with is `ServerConnection`'s to say. Its head is written
-  as HTTP/1.1 and read by the same reader, so that no second one has to agree with it.
+- What a request must be, where it goes and what it is answered with is `FrontEnd`'s to say. Its head is written as
+  HTTP/1.1 and read by the same reader, so that no second one has to agree with it.
 - One object serves one request, and ends in `_finish`.
 - Credit is granted for what the ASGI server took.
 """
@@ -12,14 +12,14 @@ import asyncio
 from libc.stdint cimport int64_t
 
 from backstream._call cimport BodyQueue
-from backstream._codec cimport (
-    BODY_NONE, BODY_SIZED, Field, RequestHead, ResponseHead, Trailers, bytes_of, equals, slice_of,
-)
+from backstream._codec cimport BODY_NONE, BODY_SIZED, Field, RequestHead, ResponseHead, Trailers
 from backstream._exchange cimport Exchange
+from backstream._http._context cimport ServerContext
+from backstream._http._front_end cimport FRAMED_CHUNKED, FRAMED_NONE, FRAMED_SIZED, FrontEnd
 from backstream._http._message cimport HEAD
-from backstream._http._server cimport FRAMED_CHUNKED, FRAMED_NONE, FRAMED_SIZED, ServerConnection, ServerContext
 from backstream._http._trailers cimport keep_trailers
 from backstream._loop cimport monotonic
+from backstream._slice cimport bytes_of, equals, slice_of
 
 from backstream._http.errors import MessageError
 from backstream.errors import ResponseCut, StreamError
@@ -35,10 +35,10 @@ cdef int wake(object waiter) except -1:
     return 0
 
 
-cdef class AppConnection(ServerConnection):
+cdef class AppConnection(FrontEnd):
 
     def __init__(self, ServerContext context):
-        ServerConnection.__init__(self, context)
+        FrontEnd.__init__(self, context)
         self.body = BodyQueue()
 
     def __repr__(self):
@@ -79,7 +79,7 @@ cdef class AppConnection(ServerConnection):
         if self._root_path:
             prefix = self._root_path + (bytes_of(head.prefix) if head.prefix.size else b"")
             head.prefix = slice_of(prefix)
-        return ServerConnection._forward(self, head, client_id, timeout, upgrade)
+        return FrontEnd._forward(self, head, client_id, timeout, upgrade)
 
     @property
     def wants_body(self) -> bool:
@@ -279,7 +279,7 @@ cdef class AppConnection(ServerConnection):
     cdef int64_t untaken_bytes(self) except -1:
         return self.sent_bytes - self._taken_bytes
 
-    # --- ServerConnection ---
+    # --- FrontEnd ---
 
     cdef int _drop(self, bint reset) except -1:
         # Its connection is the ASGI server's, which learns of it once its client has taken what it has.
@@ -311,18 +311,9 @@ cdef class AppConnection(ServerConnection):
         self._log()
         return self._finish(None)
 
-    cdef int _update_reading(self) except -1:
-        return 0
-
-    cdef int flush(self) except -1:
-        return 0
-
-    cdef int _close_when_sent(self) except -1:
-        return 0
-
-    cdef int _abort(self) except -1:
+    def abort(self):
         self._gone("the proxy dropped the connection")
-        return self._finish(ResponseCut("the proxy has stopped"))
+        self._finish(ResponseCut("the proxy has stopped"))
 
     cdef int on_deadline(self) except -1:
         if self.exchange is not None:

@@ -1,7 +1,8 @@
 """What the proxy answers itself, as a request's final recipient (RFC 9110 §7.6.2, §9.3.7, §9.3.8)."""
 
-from backstream._codec cimport BODY_NONE, Field, bytes_of, equals, slice_of
+from backstream._codec cimport BODY_NONE, Field
 from backstream._http._message cimport FIELD_MAX_FORWARDS, RequestReader
+from backstream._slice cimport bytes_of, equals, slice_of
 
 from backstream._http.errors import MessageError
 

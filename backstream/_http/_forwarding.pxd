@@ -1,8 +1,9 @@
 from libc.stdint cimport uint64_t
 
 from backstream._buffer cimport Buffer
-from backstream._codec cimport FieldArray, RequestHead, Slice
+from backstream._codec cimport FieldArray, RequestHead
 from backstream._http._trust cimport ADDRESS_TEXT, Address, Chain, Networks
+from backstream._slice cimport Slice
 
 
 cdef enum:

@@ -15,15 +15,15 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcmp, memcpy
 
 from backstream._buffer cimport Buffer, append
-from backstream._codec cimport (
-    Field, FieldArray, RequestHead, Slice, bytes_of, equals_lower, is_client_id, is_token, slice_of,
-)
+from backstream._codec cimport Field, FieldArray, RequestHead
+from backstream._grammar cimport equals_lower, is_client_id, is_token
 from backstream._http._message cimport (
     FIELD_FORWARDED, FIELD_OTHER, FIELD_X_FORWARDED_FOR, FIELD_X_FORWARDED_HOST, FIELD_X_FORWARDED_PROTO,
 )
 from backstream._http._trust cimport (
     MAX_HOPS, Address, Hop, Networks, find_client, read_address, read_forwarded, read_x_forwarded_for, write_address,
 )
+from backstream._slice cimport Slice, bytes_of, slice_of
 
 
 cdef enum:

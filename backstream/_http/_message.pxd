@@ -1,7 +1,8 @@
 from libc.stdint cimport int64_t, uint8_t
 
 from backstream._buffer cimport Buffer
-from backstream._codec cimport BodyKind, FieldArray, Slice
+from backstream._codec cimport BodyKind, FieldArray
+from backstream._slice cimport Slice
 
 
 cdef enum Event:

@@ -15,10 +15,9 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memchr, memcmp
 
 from backstream._buffer cimport Buffer, append
-from backstream._codec cimport (
-    BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray, Slice,
-    equals, equals_lower, is_field_value, is_lower_token, is_token,
-)
+from backstream._codec cimport BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray
+from backstream._grammar cimport equals_lower, is_field_value, is_lower_token, is_token
+from backstream._slice cimport Slice, equals
 
 from httptools import (
     HttpParserError, HttpParserInvalidMethodError, HttpParserUpgrade, HttpRequestParser, HttpResponseParser,

@@ -1,5 +1,5 @@
-from backstream._codec cimport Slice
 from backstream._http._message cimport RequestReader
+from backstream._slice cimport Slice
 
 
 # What a head asks of the proxy itself. Slices without size: it does not say.

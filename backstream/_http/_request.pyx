@@ -5,12 +5,14 @@ Whatever may stand once and stands twice is an error where it decides something:
 
 from libc.string cimport memset
 
-from backstream._codec cimport Field, FieldArray, Slice, bytes_of, equals_lower, is_authority, slice_of
+from backstream._codec cimport Field, FieldArray
+from backstream._grammar cimport equals_lower, is_authority
 from backstream._http._forwarding cimport names_us
 from backstream._http._message cimport (
     FIELD_CLIENT_ID, FIELD_EXPECT, FIELD_FORWARDED, FIELD_HOST, FIELD_OTHER, FIELD_REQUEST_ID, FIELD_REQUEST_TIMEOUT,
     FIELD_TE, FIELD_VIA, FIELD_X_FORWARDED, READ_FINISHED, RequestReader, goes_on, next_token,
 )
+from backstream._slice cimport Slice, bytes_of, slice_of
 
 from backstream._http.errors import MessageError
 from backstream.config import parse_duration

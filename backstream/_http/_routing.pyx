@@ -7,10 +7,10 @@ from urllib.parse import unquote_to_bytes
 
 from libc.string cimport memchr, memcmp
 
-from backstream._codec cimport (
-    RequestHead, Slice, bytes_of, equals, equals_lower, is_authority, is_client_id, is_target, slice_of,
-)
+from backstream._codec cimport RequestHead
+from backstream._grammar cimport equals_lower, is_authority, is_client_id, is_target
 from backstream._http._message cimport RequestReader
+from backstream._slice cimport Slice, bytes_of, equals, slice_of
 
 from backstream._http.errors import MessageError
 from backstream.config import parse_host_route, parse_path_route

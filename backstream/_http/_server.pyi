@@ -1,40 +1,10 @@
 import asyncio
-import ssl
-from collections.abc import Callable
 from typing import Any
 
-from backstream._agents import AgentTable
-from backstream._exchange import Responder
-from backstream._http._clients import ClientTable
-from backstream.config import ProxySettings
+from backstream._http._context import ServerContext
+from backstream._http._front_end import FrontEnd
 
-class ServerContext:
-    table: AgentTable
-    settings: ProxySettings
-    serves_agents: bool
-    draining: bool
-    tls: ssl.SSLContext | None
-    requests: int
-    def __init__(
-        self,
-        table: AgentTable,
-        clients: ClientTable,
-        settings: ProxySettings,
-        *,
-        serves_clients: bool,
-        serves_agents: bool,
-        on_agent: Callable[..., Any],
-        access_log: Callable[..., None] | None,
-        tls: ssl.SSLContext | None = None,
-    ) -> None: ...
-    def connection(self) -> asyncio.BaseProtocol: ...
-    @property
-    def connection_count(self) -> int: ...
-    def drain(self) -> None: ...
-    def abort(self) -> None: ...
-    async def wait_empty(self) -> None: ...
-
-class ServerConnection(Responder, asyncio.BufferedProtocol):
-    client_address: tuple[str, int] | None
+class ServerConnection(FrontEnd, asyncio.BufferedProtocol):
+    def __init__(self, context: ServerContext) -> None: ...
     @property
     def peer_certificate(self) -> dict[str, Any] | None: ...

@@ -1,4 +1,5 @@
-from backstream._codec cimport Field, Slice
+from backstream._codec cimport Field
+from backstream._slice cimport Slice
 
 
 cdef bint may_be_trailer(Slice lower_name) except -1

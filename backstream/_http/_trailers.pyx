@@ -6,7 +6,9 @@ known while a body is sent: digests, signatures, statuses, timings. The rule hol
 sides of the tunnel, so that neither relies on the other.
 """
 
-from backstream._codec cimport Field, Slice, bytes_of, is_connection_field
+from backstream._codec cimport Field
+from backstream._grammar cimport is_connection_field
+from backstream._slice cimport Slice, bytes_of
 
 
 cdef frozenset FORBIDDEN = frozenset((

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t
 
-from backstream._codec cimport Slice
+from backstream._slice cimport Slice
 
 
 cdef enum:

@@ -6,7 +6,7 @@ from backstream._http._message cimport Limits, ResponseReader
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport LoopMember
 from backstream._service cimport Service
-from backstream._session cimport Stream, StreamHandler
+from backstream._stream cimport Stream, StreamHandler
 
 
 cdef class UpstreamService(Service):

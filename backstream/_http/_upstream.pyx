@@ -18,10 +18,7 @@ import ssl
 from libc.stdint cimport int64_t, uint32_t
 
 from backstream._buffer cimport Buffer, append
-from backstream._codec cimport (
-    BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, RequestHead, ResponseHead, Slice, Trailers,
-    bytes_of, equals, slice_of,
-)
+from backstream._codec cimport BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, RequestHead, ResponseHead, Trailers
 from backstream._http._message cimport (
     BODY, HEAD, NEED_DATA, READ_FINISHED, READ_TO_CLOSE, Event, ResponseReader, goes_on, is_idempotent,
 )
@@ -29,7 +26,8 @@ from backstream._http._trailers cimport keep_trailers
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, LoopMember, loop_state, monotonic
 from backstream._service cimport Service
-from backstream._session cimport Stream, StreamHandler
+from backstream._slice cimport Slice, bytes_of, equals, slice_of
+from backstream._stream cimport Stream, StreamHandler
 
 from backstream._http.errors import MessageError
 from backstream._tls import connect_tls

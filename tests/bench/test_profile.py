@@ -23,7 +23,7 @@ from tests.rig import ROOT
             "__pyx_pw_10backstream_5_http_7_server_16ServerConnection_11buffer_updated",
             "backstream._http._server.ServerConnection.buffer_updated",
         ),
-        ("__pyx_tp_new_10backstream_8_session_Stream", "backstream._session.Stream.tp_new"),
+        ("__pyx_tp_new_10backstream_7_stream_Stream", "backstream._stream.Stream.tp_new"),
         (
             "main;__pyx_f_10backstream_5_loop_monotonic;clock_gettime 12",
             "main;backstream._loop.monotonic;clock_gettime 12",

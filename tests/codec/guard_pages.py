@@ -53,7 +53,7 @@ def seed_payloads() -> list[bytes]:
 
 
 def main() -> None:
-    from backstream import _callbacks, _codec, _flow, _seed_codec, _session
+    from backstream import _callbacks, _flow, _message_codec, _seed_codec, _session
     from backstream.errors import FrameError, HeadError
     from tests.codec import mutate
     from tests.codec.heads import KINDS, SAMPLES
@@ -77,11 +77,11 @@ def main() -> None:
         whole = kind.pack(SAMPLES[kind.name])
         for cut in range(len(whole) + 1):
             check(kind.unpack, whole[:cut])
-            check(_codec.unpack_frames, _codec.pack_frame(1, 1, whole)[:cut])
+            check(_message_codec.unpack_frames, _message_codec.pack_frame(1, 1, whole)[:cut])
     for kind, payload in mutate.payloads(10_000, seed=2):
         check(kind.unpack, payload)
     for message in mutate.messages(3000, seed=3):
-        check(_codec.unpack_frames, message)
+        check(_message_codec.unpack_frames, message)
         owner = _callbacks.Owner()
         budget = _flow.WindowBudget(0)
         session = _session.Session(owner, False, SAMPLES["hello"], budget, 1 << 16, 1 << 16)

@@ -9,7 +9,7 @@ from typing import Any, cast
 from google.protobuf.message import Message
 from hypothesis import strategies as st
 
-from backstream import _codec
+from backstream import _codec, _message_codec
 from backstream._messages import Body, Fields, GoAway, Hello, Notify, RequestHead, Reset, ResponseHead
 from backstream._proto import tunnel_pb2
 
@@ -215,8 +215,8 @@ KINDS = (
         tunnel_pb2.RequestHead,
         request_out,
         request_in,
-        _codec.pack_request,
-        _codec.unpack_request,
+        _message_codec.pack_request,
+        _message_codec.unpack_request,
     ),
     Kind(
         "response",
@@ -224,8 +224,8 @@ KINDS = (
         tunnel_pb2.ResponseHead,
         response_out,
         response_in,
-        _codec.pack_response,
-        _codec.unpack_response,
+        _message_codec.pack_response,
+        _message_codec.unpack_response,
     ),
     Kind(
         "trailers",
@@ -233,8 +233,8 @@ KINDS = (
         tunnel_pb2.Trailers,
         lambda pairs: tunnel_pb2.Trailers(fields=_fields(pairs)),
         lambda message: _pairs(message.fields),
-        _codec.pack_trailers,
-        _codec.unpack_trailers,
+        _message_codec.pack_trailers,
+        _message_codec.unpack_trailers,
     ),
     Kind(
         "reset",
@@ -242,8 +242,8 @@ KINDS = (
         tunnel_pb2.Reset,
         lambda it: tunnel_pb2.Reset(code=it.code, message=it.message),
         lambda it: Reset(code=it.code, message=it.message),
-        _codec.pack_reset,
-        _codec.unpack_reset,
+        _message_codec.pack_reset,
+        _message_codec.unpack_reset,
     ),
     Kind(
         "goaway",
@@ -255,8 +255,8 @@ KINDS = (
         lambda it: GoAway(
             last_stream=it.last_stream, code=it.code, message=it.message, retry_after_ms=it.retry_after_ms
         ),
-        _codec.pack_goaway,
-        _codec.unpack_goaway,
+        _message_codec.pack_goaway,
+        _message_codec.unpack_goaway,
     ),
     Kind(
         "notify",
@@ -264,8 +264,8 @@ KINDS = (
         tunnel_pb2.Notify,
         lambda it: tunnel_pb2.Notify(content_type=it.content_type, data=it.data),
         lambda it: Notify(content_type=it.content_type, data=it.data),
-        _codec.pack_notify,
-        _codec.unpack_notify,
+        _message_codec.pack_notify,
+        _message_codec.unpack_notify,
     ),
     Kind(
         "hello",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from backstream import _codec
+from backstream import _message_codec
 from backstream._messages import RequestHead
 from tests.codec.heads import KINDS, SAMPLES, Kind
 
@@ -42,7 +42,9 @@ def payloads(count: int, seed: int) -> Iterator[tuple[Kind, bytes]]:
     """`count` damaged payloads, of each kind in turn."""
     rng = random.Random(seed)
     sources = {kind.name: [kind.pack(SAMPLES[kind.name])] for kind in KINDS}
-    sources["request"].append(_codec.pack_request(RequestHead(method=b"GET", target=b"/", upgrade=b"websocket")))
+    sources["request"].append(
+        _message_codec.pack_request(RequestHead(method=b"GET", target=b"/", upgrade=b"websocket"))
+    )
     for i in range(count):
         kind = KINDS[i % len(KINDS)]
         yield kind, damaged(rng.choice(sources[kind.name]), rng)
@@ -52,8 +54,8 @@ def messages(count: int, seed: int) -> Iterator[bytes]:
     """`count` damaged messages of a few frames."""
     rng = random.Random(seed)
     source = b"".join(
-        _codec.pack_frame(kind, stream, kinds.pack(SAMPLES[kinds.name]), rng.randrange(4))
+        _message_codec.pack_frame(kind, stream, kinds.pack(SAMPLES[kinds.name]), rng.randrange(4))
         for kind, stream, kinds in ((6, 0, KINDS[6]), (1, 1, KINDS[0]), (2, 1, KINDS[1]), (5, 1, KINDS[3]))
-    ) + _codec.pack_frame(0, 1, b"body")
+    ) + _message_codec.pack_frame(0, 1, b"body")
     for _ in range(count):
         yield damaged(source, rng)

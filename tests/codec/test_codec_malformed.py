@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
 
-from backstream import _codec
+from backstream import _message_codec
 from backstream._messages import ResponseHead
 from backstream.errors import ErrorCode, FrameError, HeadError, StreamError
 from tests.codec import mutate
@@ -64,7 +64,7 @@ def test_a_length_inside_a_field_may_not_reach_out_of_the_field() -> None:
     inner = varint(1 << 3 | BYTES) + varint(6) + b"abc"
     assert len(inner) == 5
     with pytest.raises(HeadError):
-        _codec.unpack_trailers(member(1, BYTES, inner) + b"xxxxxxxx")
+        _message_codec.unpack_trailers(member(1, BYTES, inner) + b"xxxxxxxx")
 
 
 OVERLONG = [
@@ -135,15 +135,17 @@ def test_text_that_is_not_utf_8_is_refused(kind: Kind, text: bytes) -> None:
 
 def test_a_head_of_more_than_4096_fields_is_refused() -> None:
     fields = ((b"a", b""),) * 4096
-    payload = _codec.pack_response(ResponseHead(status=200, fields=fields))
-    assert len(_codec.unpack_response(payload).fields) == 4096
+    payload = _message_codec.pack_response(ResponseHead(status=200, fields=fields))
+    assert len(_message_codec.unpack_response(payload).fields) == 4096
     with pytest.raises(HeadError, match="more than 4096 fields"):
-        _codec.unpack_response(_codec.pack_response(ResponseHead(status=200, fields=(*fields, (b"a", b"")))))
+        _message_codec.unpack_response(
+            _message_codec.pack_response(ResponseHead(status=200, fields=(*fields, (b"a", b""))))
+        )
 
 
 def test_a_malformed_head_is_an_error_of_the_stream_with_protocol_error() -> None:
     with pytest.raises(StreamError) as raised:
-        _codec.unpack_request(b"\xff")
+        _message_codec.unpack_request(b"\xff")
     assert isinstance(raised.value, HeadError)
     assert raised.value.code == ErrorCode.PROTOCOL_ERROR
 
@@ -157,11 +159,14 @@ def test_damaged_messages_are_split_into_their_frames_or_refused() -> None:
     read = 0
     for message in mutate.messages(5000, seed=1):
         try:
-            frames = _codec.unpack_frames(message)
+            frames = _message_codec.unpack_frames(message)
         except FrameError:
             continue
         read += 1
-        assert b"".join(_codec.pack_frame(k, stream, payload, flags) for k, flags, stream, payload in frames) == message
+        assert (
+            b"".join(_message_codec.pack_frame(k, stream, payload, flags) for k, flags, stream, payload in frames)
+            == message
+        )
     assert 500 < read < 4500
 
 
@@ -169,30 +174,30 @@ def test_damaged_messages_are_split_into_their_frames_or_refused() -> None:
 
 
 def test_a_frame_cut_at_any_byte_is_refused() -> None:
-    whole = _codec.pack_frame(1, 7, b"payload")
-    first = _codec.pack_frame(0, 1, b"before")
+    whole = _message_codec.pack_frame(1, 7, b"payload")
+    first = _message_codec.pack_frame(0, 1, b"before")
     for cut in range(1, len(whole)):
         with pytest.raises(FrameError):
-            _codec.unpack_frames(first + whole[:cut])
+            _message_codec.unpack_frames(first + whole[:cut])
 
 
 @pytest.mark.parametrize("length", [1, 8, 255, 256, 65536, 2**24 - 1])
 def test_a_frame_that_runs_past_its_message_is_refused(length: int) -> None:
     header = length.to_bytes(3, "big") + bytes((0, 0)) + (1).to_bytes(4, "big")
     with pytest.raises(FrameError):
-        _codec.unpack_frames(header + bytes(min(length - 1, 4096)))
+        _message_codec.unpack_frames(header + bytes(min(length - 1, 4096)))
 
 
 @pytest.mark.parametrize("stream", [0, 1, 2**31 - 1])
 def test_a_frame_with_the_reserved_bit_is_refused(stream: int) -> None:
     header = bytes(5) + (stream | 2**31).to_bytes(4, "big")
     with pytest.raises(FrameError) as raised:
-        _codec.unpack_frames(header)
+        _message_codec.unpack_frames(header)
     assert (raised.value.code, raised.value.close_code) == (ErrorCode.PROTOCOL_ERROR, 1002)
 
 
 def test_unknown_types_and_flags_are_no_error_of_a_frame() -> None:
-    assert _codec.unpack_frames(_codec.pack_frame(0xEE, 5, b"x", 0xF0)) == [(0xEE, 0xF0, 5, b"x")]
+    assert _message_codec.unpack_frames(_message_codec.pack_frame(0xEE, 5, b"x", 0xF0)) == [(0xEE, 0xF0, 5, b"x")]
 
 
 # --- out of bounds ---

@@ -9,7 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backstream import _codec
+from backstream import _message_codec
 from backstream._proto import tunnel_pb2
 from backstream.errors import HeadError
 from tests.codec.heads import (
@@ -151,7 +151,7 @@ def test_a_field_is_read_with_its_members_turned_round_repeated_and_with_unknown
         parts.reverse()
         parts.append(member(2, BYTES, b"last"))
     payload = member(1, BYTES, b"".join(parts))
-    assert _codec.unpack_trailers(payload) == ((name, b"last"),)
+    assert _message_codec.unpack_trailers(payload) == ((name, b"last"),)
     message = tunnel_pb2.Trailers()
     message.ParseFromString(payload)
     assert [(f.name, f.value) for f in message.fields] == [(name, b"last")]
@@ -162,7 +162,7 @@ def test_numbers_and_lengths_with_idle_bytes_are_read_as_the_runtime_reads_them(
     payload = (
         varint(1 << 3 | VARINT, width) + varint(204, width) + varint(2 << 3 | BYTES, width) + varint(2, width) + b"No"
     )
-    head = _codec.unpack_response(payload)
+    head = _message_codec.unpack_response(payload)
     assert (head.status, head.reason) == (204, b"No")
     message = tunnel_pb2.ResponseHead()
     message.ParseFromString(payload)
@@ -177,35 +177,37 @@ def test_numbers_and_lengths_with_idle_bytes_are_read_as_the_runtime_reads_them(
     )
 )
 def test_frames_round_trip(frames: list[tuple[int, int, int, bytes]]) -> None:
-    message = b"".join(_codec.pack_frame(kind, stream, payload, flags) for kind, flags, stream, payload in frames)
-    assert _codec.unpack_frames(message) == frames
+    message = b"".join(
+        _message_codec.pack_frame(kind, stream, payload, flags) for kind, flags, stream, payload in frames
+    )
+    assert _message_codec.unpack_frames(message) == frames
 
 
 def test_a_frame_header_is_laid_out_as_http_2_has_it() -> None:
-    packed = _codec.pack_frame(0x7, 0x01020304, b"\xff" * 0x0A0B0C, 0x21)
+    packed = _message_codec.pack_frame(0x7, 0x01020304, b"\xff" * 0x0A0B0C, 0x21)
     assert packed[:9] == bytes.fromhex("0a0b0c 07 21 01020304")
-    assert _codec.unpack_frames(packed) == [(7, 0x21, 0x01020304, b"\xff" * 0x0A0B0C)]
+    assert _message_codec.unpack_frames(packed) == [(7, 0x21, 0x01020304, b"\xff" * 0x0A0B0C)]
 
 
 def test_a_frame_has_at_most_2_to_the_24_less_1_bytes() -> None:
-    assert len(_codec.pack_frame(0, 1, bytes(2**24 - 1))) == 2**24 + 8
+    assert len(_message_codec.pack_frame(0, 1, bytes(2**24 - 1))) == 2**24 + 8
     with pytest.raises(ValueError):
-        _codec.pack_frame(0, 1, bytes(2**24))
+        _message_codec.pack_frame(0, 1, bytes(2**24))
 
 
 def test_an_empty_payload_is_a_message_of_defaults_where_none_is_required() -> None:
     for kind in KINDS[2:]:
         assert kind.unpack(b"") == kind.parse(b"")
-    assert _codec.unpack_trailers(b"") == ()
+    assert _message_codec.unpack_trailers(b"") == ()
 
 
 def test_http_major_0_means_1_and_1_is_not_written() -> None:
     head = SAMPLES["request"]
     assert head.http_major == 1
-    assert all(number != 14 for number, _, _ in split(_codec.pack_request(head)))
-    assert _codec.unpack_request(_codec.pack_request(head) + member(14, VARINT, 1)) == head
+    assert all(number != 14 for number, _, _ in split(_message_codec.pack_request(head)))
+    assert _message_codec.unpack_request(_message_codec.pack_request(head) + member(14, VARINT, 1)) == head
 
 
 def test_many_fields_keep_their_order_and_their_repeats() -> None:
     pairs = tuple((b"x-%d" % (i % 7), TOKEN[i % 50 :]) for i in range(1000))
-    assert _codec.unpack_trailers(_codec.pack_trailers(pairs)) == pairs
+    assert _message_codec.unpack_trailers(_message_codec.pack_trailers(pairs)) == pairs

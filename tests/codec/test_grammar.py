@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backstream import _codec
+from backstream import _message_codec
 from backstream._messages import Body, RequestHead, ResponseHead
 from backstream.errors import HeadError
 from tests.codec.heads import KIND, LOWER, NEVER_TRAVELS, TARGET, TOKEN, VALUE, VARINT, member
@@ -22,7 +22,7 @@ def request_is_taken(**members: Any) -> bool:
     # The runtime writes it: it has no grammar of its own.
     payload = KIND["request"].to_runtime(head).SerializeToString()
     try:
-        assert _codec.unpack_request(payload) == head
+        assert _message_codec.unpack_request(payload) == head
     except HeadError:
         return False
     return True
@@ -32,7 +32,7 @@ def response_is_taken(**members: Any) -> bool:
     head = replace(RESPONSE, **members)
     payload = KIND["response"].to_runtime(head).SerializeToString()
     try:
-        assert _codec.unpack_response(payload) == head
+        assert _message_codec.unpack_response(payload) == head
     except HeadError:
         return False
     return True
@@ -41,7 +41,7 @@ def response_is_taken(**members: Any) -> bool:
 def trailers_are_taken(name: bytes, value: bytes) -> bool:
     payload = KIND["trailers"].to_runtime(((name, value),)).SerializeToString()
     try:
-        assert _codec.unpack_trailers(payload) == ((name, value),)
+        assert _message_codec.unpack_trailers(payload) == ((name, value),)
     except HeadError:
         return False
     return True
@@ -245,15 +245,15 @@ def test_te_says_trailers_and_expect_100_continue_and_nothing_else() -> None:
 
 def test_a_body_is_of_one_of_three_kinds_and_a_length_goes_with_a_sized_one() -> None:
     for taken, base, body, length in (
-        (request_is_taken, _codec.pack_request(REQUEST), 7, 8),
-        (response_is_taken, _codec.pack_response(RESPONSE), 4, 5),
+        (request_is_taken, _message_codec.pack_request(REQUEST), 7, 8),
+        (response_is_taken, _message_codec.pack_response(RESPONSE), 4, 5),
     ):
         assert taken(body=Body.SIZED, length=0)
         assert taken(body=Body.SIZED, length=2**63 - 1)
         assert not taken(body=Body.SIZED, length=2**63)
         assert not taken(body=Body.NONE, length=1)
         assert not taken(body=Body.CHUNKED, length=1)
-        unpack = _codec.unpack_request if taken is request_is_taken else _codec.unpack_response
+        unpack = _message_codec.unpack_request if taken is request_is_taken else _message_codec.unpack_response
         for unknown in (3, 255, 2**32 - 1, 2**64 - 1):
             with pytest.raises(HeadError):
                 unpack(base + member(body, VARINT, unknown))
@@ -279,4 +279,4 @@ def test_a_request_needs_its_method_target_and_scheme_and_a_response_its_status(
     for missing in ("method", "target", "scheme"):
         assert not request_is_taken(**{missing: b""})
     with pytest.raises(HeadError):
-        _codec.unpack_response(b"")
+        _message_codec.unpack_response(b"")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from backstream import _callbacks
-from backstream._codec import pack_notify
 from backstream._flow import WindowBudget
+from backstream._message_codec import pack_notify
 from backstream._messages import Notify
 from backstream.errors import ErrorCode
 from tests.session import wire

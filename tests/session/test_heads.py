@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backstream import _callbacks, _codec
+from backstream import _callbacks, _message_codec
 from backstream._messages import Body, RequestHead, ResponseHead
 from backstream.errors import ErrorCode, StreamError
 from tests.session import wire
@@ -132,7 +132,7 @@ def test_an_upload_that_breaks_its_promise_fails_alone_by(frames: list[bytes]) -
 )
 def test_a_malformed_request_is_reset_and_never_accepted(head: RequestHead, flags: int) -> None:
     end = wire.agent()
-    payload = _codec.pack_request(head)
+    payload = _message_codec.pack_request(head)
     end.hear(frame(REQUEST, 1, payload, flags), request(3))
     assert [it.stream.id for it in end.owner.accepted] == [3]
     assert resets(end.said(), 1) == [ErrorCode.PROTOCOL_ERROR]
@@ -320,15 +320,15 @@ def test_a_head_of_131072_bytes_is_taken_and_one_byte_more_fails_the_stream() ->
         end = wire.proxy()
         handler = end.open(GET)
         end.said()
-        head = _with_payload_of(OK, _codec.pack_response, size)
-        assert len(_codec.pack_response(head)) == size
+        head = _with_payload_of(OK, _message_codec.pack_response, size)
+        assert len(_message_codec.pack_response(head)) == size
         end.hear(response(1, head))
         if taken:
             assert handler.heads == [head]
         else:
             failed(end, handler, ErrorCode.FRAME_SIZE_ERROR)
         server = wire.agent()
-        server.hear(request(1, _with_payload_of(GET, _codec.pack_request, size)), request(3))
+        server.hear(request(1, _with_payload_of(GET, _message_codec.pack_request, size)), request(3))
         assert [it.stream.id for it in server.owner.accepted] == ([1, 3] if taken else [3])
         assert resets(server.said()) == ([] if taken else [ErrorCode.FRAME_SIZE_ERROR])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backstream import _callbacks, _codec
+from backstream import _callbacks, _codec, _message_codec
 from backstream._messages import Hello, Notify
 from backstream.errors import ErrorCode
 from tests.session import wire
@@ -232,7 +232,7 @@ def test_a_frame_of_a_stream_on_stream_0_ends_the_session(is_proxy: bool, kind: 
 )
 def test_a_malformed_frame_ends_the_session_but_those_before_it_count(is_proxy: bool, broken: bytes) -> None:
     end = End(is_proxy).greeted()
-    end.hear(frame(NOTIFY, 0, _codec.pack_notify(Notify(data=b"1"))), broken)
+    end.hear(frame(NOTIFY, 0, _message_codec.pack_notify(Notify(data=b"1"))), broken)
     assert end.owner.notifies == [("", b"1")]
     assert end.closed == PROTOCOL_ERROR
 
@@ -249,7 +249,7 @@ def test_frames_of_unknown_types_are_skipped_on_any_stream(is_proxy: bool) -> No
 def test_unknown_flags_are_ignored(is_proxy: bool) -> None:
     end = End(is_proxy).greeted()
     stream = 2 if is_proxy else 1
-    end.hear(frame(REQUEST, stream, _codec.pack_request(POST), flags=0xFC))
+    end.hear(frame(REQUEST, stream, _message_codec.pack_request(POST), flags=0xFC))
     end.hear(frame(DATA, stream, b"x", flags=0xFE))
     (accepted,) = end.owner.accepted
     assert not accepted.end and not accepted.handler.ended and accepted.handler.body == b"x"
@@ -329,7 +329,7 @@ def test_ids_may_leave_gaps_up_to_the_highest(is_proxy: bool) -> None:
 @pytest.mark.parametrize("kind", [DATA, RESPONSE, TRAILERS, WINDOW, RESET])
 def test_a_frame_for_a_stream_that_was_never_opened_ends_the_session(is_proxy: bool, kind: int, mine: bool) -> None:
     end = End(is_proxy).greeted()
-    payload = {RESPONSE: _codec.pack_response(OK), WINDOW: b"\0\0\1\0"}.get(kind, b"")
+    payload = {RESPONSE: _message_codec.pack_response(OK), WINDOW: b"\0\0\1\0"}.get(kind, b"")
     end.hear(frame(kind, 1 if mine == is_proxy else 2, payload))
     assert end.closed == PROTOCOL_ERROR
 

@@ -20,7 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from backstream import _callbacks
 from backstream._flow import WindowBudget
 from backstream._messages import Fields, RequestHead, ResponseHead
-from backstream._session import Session, Stream
+from backstream._session import Session
+from backstream._stream import Stream
 from backstream.errors import ErrorCode
 from tests.session import wire
 from tests.session.wire import DATA, WINDOW, KiB

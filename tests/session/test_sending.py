@@ -9,7 +9,7 @@ import pytest
 from backstream import _callbacks
 from backstream._flow import WindowBudget
 from backstream._messages import ResponseHead
-from backstream._session import Stream
+from backstream._stream import Stream
 from backstream.errors import ErrorCode, StreamError
 from tests.session import wire
 from tests.session.wire import (

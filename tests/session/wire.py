@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from backstream import _callbacks, _codec
+from backstream import _callbacks, _codec, _message_codec
 from backstream._flow import WindowBudget
 from backstream._messages import Body, Fields, GoAway, Hello, RequestHead, Reset, ResponseHead
-from backstream._session import Session, Stream
+from backstream._session import Session
+from backstream._stream import Stream
 
 DATA, REQUEST, RESPONSE, TRAILERS, WINDOW, RESET, HELLO, GOAWAY, NOTIFY, PING = range(10)
 END = ACK = 1
@@ -51,7 +52,7 @@ def post(length: int) -> RequestHead:
 
 
 def frame(kind: int, stream: int, payload: bytes = b"", flags: int = 0) -> bytes:
-    return _codec.pack_frame(kind, stream, payload, flags)
+    return _message_codec.pack_frame(kind, stream, payload, flags)
 
 
 def data(stream: int, payload: bytes = b"", end: bool = False) -> bytes:
@@ -59,17 +60,17 @@ def data(stream: int, payload: bytes = b"", end: bool = False) -> bytes:
 
 
 def request(stream: int, head: RequestHead = GET, end: bool = True) -> bytes:
-    return frame(REQUEST, stream, _codec.pack_request(head), END if end else 0)
+    return frame(REQUEST, stream, _message_codec.pack_request(head), END if end else 0)
 
 
 def response(stream: int, head: ResponseHead = OK, end: bool = False, flags: int | None = None) -> bytes:
     if flags is None:
         flags = (END if end else 0) | (INTERIM if 100 <= head.status < 200 and head.status != 101 else 0)
-    return frame(RESPONSE, stream, _codec.pack_response(head), flags)
+    return frame(RESPONSE, stream, _message_codec.pack_response(head), flags)
 
 
 def trailers(stream: int, pairs: Fields = ((b"x-sum", b"1"),)) -> bytes:
-    return frame(TRAILERS, stream, _codec.pack_trailers(pairs))
+    return frame(TRAILERS, stream, _message_codec.pack_trailers(pairs))
 
 
 def window(stream: int, count: int) -> bytes:
@@ -77,11 +78,11 @@ def window(stream: int, count: int) -> bytes:
 
 
 def reset(stream: int, code: int = 0, message: str = "") -> bytes:
-    return frame(RESET, stream, _codec.pack_reset(Reset(code=code, message=message)))
+    return frame(RESET, stream, _message_codec.pack_reset(Reset(code=code, message=message)))
 
 
 def goaway(last_stream: int = 0, code: int = 0) -> bytes:
-    return frame(GOAWAY, 0, _codec.pack_goaway(GoAway(last_stream=last_stream, code=code)))
+    return frame(GOAWAY, 0, _message_codec.pack_goaway(GoAway(last_stream=last_stream, code=code)))
 
 
 def greeting(**members: Any) -> bytes:
@@ -89,14 +90,14 @@ def greeting(**members: Any) -> bytes:
 
 
 _UNPACK: dict[int, Callable[[bytes], Any]] = {
-    REQUEST: _codec.unpack_request,
-    RESPONSE: _codec.unpack_response,
-    TRAILERS: _codec.unpack_trailers,
+    REQUEST: _message_codec.unpack_request,
+    RESPONSE: _message_codec.unpack_response,
+    TRAILERS: _message_codec.unpack_trailers,
     WINDOW: lambda payload: int.from_bytes(payload, "big"),
-    RESET: _codec.unpack_reset,
+    RESET: _message_codec.unpack_reset,
     HELLO: _codec.decode_hello,
-    GOAWAY: _codec.unpack_goaway,
-    NOTIFY: _codec.unpack_notify,
+    GOAWAY: _message_codec.unpack_goaway,
+    NOTIFY: _message_codec.unpack_notify,
 }
 
 
@@ -119,7 +120,7 @@ class Sent:
 
 
 def frames_of(message: bytes) -> list[Sent]:
-    return [Sent(*parts) for parts in _codec.unpack_frames(message)]
+    return [Sent(*parts) for parts in _message_codec.unpack_frames(message)]
 
 
 # --- the end under test ------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import pytest
 
 import backstream
 from backstream import streams
-from backstream._codec import encode_hello, pack_frame
+from backstream._codec import encode_hello
+from backstream._message_codec import pack_frame
 from backstream._messages import Hello
 from backstream.errors import ErrorCode
 from tests.frames import BINARY, PONG, frame

@@ -10,7 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import backstream
-from backstream._codec import encode_hello, pack_frame
+from backstream._codec import encode_hello
+from backstream._message_codec import pack_frame
 from backstream._messages import Hello
 from tests.frames import BINARY, frame
 from tests.rig import ID, Ended, Tunnel, Wire, ok_app, request, tunnel, until

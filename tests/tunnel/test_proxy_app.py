@@ -19,7 +19,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 import backstream
 from backstream import streams
-from backstream._codec import pack_frame
+from backstream._message_codec import pack_frame
 from backstream.asgi import ProxyApp
 from backstream.httpx import Transport
 from tests.rig import (

@@ -1,0 +1,6 @@
+from backstream._exchange import Responder
+
+class FrontEnd(Responder):
+    client_address: tuple[str, int] | None
+    def drain(self) -> None: ...
+    def abort(self) -> None: ...

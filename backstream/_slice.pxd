@@ -1,0 +1,24 @@
+"""Bytes in somebody else's memory: where they begin and how many they are."""
+
+from libc.string cimport memcmp
+
+
+# Valid as long as the owner of the memory says.
+cdef struct Slice:
+    const char* ptr
+    Py_ssize_t size
+
+
+cdef inline Slice slice_of(bytes value) noexcept:
+    cdef Slice result
+    result.ptr = <const char*>value
+    result.size = len(value)
+    return result
+
+
+cdef inline bytes bytes_of(Slice s):
+    return s.ptr[:s.size]
+
+
+cdef inline bint equals(Slice s, const char* text, Py_ssize_t size) noexcept:
+    return s.size == size and memcmp(s.ptr, text, size) == 0
