@@ -428,7 +428,7 @@ cdef class SeedSession(Session):
         cdef double seconds = self.request_timeout
         if self._reader.timeout.size:
             try:
-                seconds = parse_duration(bytes_of(self._reader.timeout).decode("ascii", "replace"))
+                seconds = parse_duration(bytes_of(self._reader.timeout).decode("utf-8", "replace"))
             except ConfigurationError:
                 pass        # the proxy's to judge
         if seconds > 0:

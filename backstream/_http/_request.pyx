@@ -108,7 +108,7 @@ cdef double timeout_of(const Asked* asked, double usual, double most) except? -1
         if asked.timeout.size > MAX_DURATION:
             raise MessageError(400, "header x-backstream-request-timeout: it is too long")
         try:
-            seconds = parse_duration(bytes_of(asked.timeout).decode("ascii", "replace"))
+            seconds = parse_duration(bytes_of(asked.timeout).decode("utf-8", "replace"))
         except ConfigurationError as error:
             raise MessageError(400, f"header x-backstream-request-timeout: {error}") from None
     if seconds < 0:
