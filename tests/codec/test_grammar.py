@@ -243,6 +243,12 @@ def test_te_says_trailers_and_expect_100_continue_and_nothing_else() -> None:
         assert not request_is_taken(fields=((b"expect", value),)), value
 
 
+def test_te_travels_in_a_requests_head_only() -> None:
+    assert not response_is_taken(fields=((b"te", b"trailers"),))
+    assert not response_is_taken(fields=((b"a", b"b"), (b"te", b"gzip")))
+    assert not trailers_are_taken(b"te", b"trailers")
+
+
 def test_a_body_is_of_one_of_three_kinds_and_a_length_goes_with_a_sized_one() -> None:
     for taken, base, body, length in (
         (request_is_taken, _codec.pack_request(REQUEST), 7, 8),
