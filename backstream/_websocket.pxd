@@ -31,6 +31,7 @@ cdef class SessionLink(SessionOwner):
         double _ping_interval           # seconds
         double _ping_timeout
         double _hello_timeout
+        double _hello_due               # until the peer's HELLO is here
         double _message_timeout
         # state
         WSTransport _transport

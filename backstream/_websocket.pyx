@@ -73,6 +73,15 @@ cdef int _set_option(int fd, int level, int name, int value) except -1:
     return 0
 
 
+cdef WSCloseCode _close_answer(WSFrame frame) except *:
+    """The code that answers a close frame: its own, if it may stand in one (RFC 6455 §7.4; picows refuses others)."""
+    cdef int code
+    if frame.payload_size == 0:
+        return WSCloseCode.OK
+    code = <int>frame.get_close_code()
+    return WSCloseCode.PROTOCOL_ERROR if code < 1000 or code == 1006 or code >= 5000 else frame.get_close_code()
+
+
 cdef class _ProtocolBase:
     pass
 
@@ -373,6 +382,7 @@ cdef class SessionLink(SessionOwner):
         if sock is not None and sock.family != socket.AF_UNIX:
             _set_option(sock.fileno(), socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, HIGH_WATER)
             _set_option(sock.fileno(), socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._hello_due = self._received_at + self._hello_timeout
         self.loop.set_deadline(self._member, self._hello_timeout)
         self._first_pings = FIRST_PINGS
         self._send_ping()
@@ -482,7 +492,7 @@ cdef class SessionLink(SessionOwner):
             return 0
         if kind == WSMsgType.CLOSE:
             if not self._transport.is_close_frame_sent:
-                self._transport.send_close(frame.get_close_code() or WSCloseCode.OK)
+                self._transport.send_close(_close_answer(frame))
             # Gracefully only where nothing waits: no deadline watches over the socket from here on.
             self._transport.disconnect(self._transport.underlying_transport.get_write_buffer_size() == 0)
             self.lose(f"the peer closed the session ({<int>frame.get_close_code()})")
@@ -581,6 +591,9 @@ cdef class SessionLink(SessionOwner):
         cdef double at = min(self._ping_at, self._received_at + self._ping_timeout)
         if self._lost:
             return 0
+        if self.session.peer_hello is None:
+            # Whatever else has begun: a HELLO in fragments has no more time than one in a piece.
+            return self.loop.set_deadline(self._member, max(self._hello_due - now, 0.0))
         if self._fragments_at:
             at = min(at, self._fragments_at + self._message_timeout)
         if self._carrier is not None:
