@@ -159,7 +159,10 @@ SWITCHING = (
 )
 
 
-def accepts(rest: bytes, lines: str = "Sec-WebSocket-Protocol: backstream.v1\r\n"):
+NATIVE = "Sec-WebSocket-Protocol: backstream.v1\r\n"
+
+
+def accepts(rest: bytes, lines: str = NATIVE):
     """A good handshake's answer, `rest` directly behind it, and the end."""
 
     async def serve(wire, number):
@@ -191,6 +194,12 @@ CLOSE = b"\x88\x02\x03\xe8"
         (says(f"{SWITCHING}\r\n".encode()), "no connection to"),
         (accepts(b"", lines=""), "does not take the subprotocol backstream.v1"),
         (accepts(b"", lines="Sec-WebSocket-Protocol: chat\r\n"), "wants the subprotocol 'chat'"),
+        (accepts(b"", lines=NATIVE + "Sec-WebSocket-Protocol: chat\r\n"), "says Sec-WebSocket-Protocol twice"),
+        (accepts(b"", lines=NATIVE + "Sec-WebSocket-Accept: a\r\n"), "says Sec-WebSocket-Accept twice"),
+        (
+            accepts(b"", lines=NATIVE + "Sec-WebSocket-Extensions: permessage-deflate\r\n"),
+            "uses the extension 'permessage-deflate', which was not offered",
+        ),
         (silent, "no connection to {} within 0.2 s"),
     ],
 )
