@@ -473,6 +473,8 @@ cdef int decode_request(const char* data, Py_ssize_t size, RequestHead* head, Fi
         _malformed("the method")
     if not is_target(head.target):
         _malformed("the target is neither origin-form nor *")
+    if head.target.ptr[0] == c'*' and not equals(head.method, b"OPTIONS", 7):
+        _malformed("the target * is for OPTIONS")     # RFC 9112 §3.2.4
     if head.authority.size and not is_authority(head.authority):
         _malformed("the authority is no host[:port]")
     if not equals(head.scheme, b"http", 4) and not equals(head.scheme, b"https", 5):

@@ -75,9 +75,15 @@ TEXTS = st.text(max_size=30)
 @st.composite
 def request_heads(draw: st.DrawFn) -> RequestHead:
     body, length = draw(BODIES)
+    method, target = draw(
+        st.one_of(
+            st.just((b"OPTIONS", b"*")),
+            st.tuples(over(TOKEN, 1).filter(lambda method: method != b"CONNECT"), PATHS),
+        )
+    )
     return RequestHead(
-        method=draw(over(TOKEN, 1).filter(lambda method: method != b"CONNECT")),
-        target=draw(st.one_of(st.just(b"*"), PATHS)),
+        method=method,
+        target=target,
         authority=draw(AUTHORITIES),
         scheme=draw(st.sampled_from([b"http", b"https"])),
         http_minor=draw(U32),

@@ -64,7 +64,9 @@ def test_connect_does_not_travel() -> None:
 
 
 def test_a_target_is_a_star_or_begins_with_a_slash() -> None:
-    assert request_is_taken(target=b"*")
+    assert request_is_taken(method=b"OPTIONS", target=b"*")
+    for method in (b"GET", b"options", b"OPTIONSX", b"HEAD"):
+        assert not request_is_taken(method=method, target=b"*"), method
     for target in (b"", b"**", b"*/", b"a", b"?a", b"http://a/", b"a.example:443", b" /"):
         assert not request_is_taken(target=target), target
 
