@@ -21,6 +21,9 @@ cdef enum:
     MAX_DURATION = 100      # bytes: thousands of terms would take longer to read than the request is worth
 
 
+cdef double LEAST_LIMIT = 0.001     # seconds
+
+
 cdef int take_fields(RequestReader reader, Asked* asked, bytes name, bint keep_x_forwarded) except -1:
     """Leaves in `reader.fields` what goes on, fills `asked` with what does not.
 
@@ -113,4 +116,6 @@ cdef double timeout_of(const Asked* asked, double usual, double most) except? -1
             raise MessageError(400, f"header x-backstream-request-timeout: {error}") from None
     if seconds < 0:
         seconds = 0
+    elif 0 < seconds < LEAST_LIMIT:
+        seconds = LEAST_LIMIT       # less would round to a time budget of 0, which is none
     return most if most > 0 and (seconds == 0 or seconds > most) else seconds
