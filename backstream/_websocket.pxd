@@ -91,10 +91,14 @@ cdef class FrameCutter:
     cdef int _next_piece(self, ReadGuard guard) except -1
 
 
+cdef class AnswerReader(FrameCutter):
+    cdef Buffer answer
+
+
 cdef class ReadGuard(_ProtocolBase):
     cdef:
         SessionLink _link
-        FrameCutter _cutter             # None where frames are no larger than picows may hold
+        FrameCutter _cutter             # what reads come to first; None where they go to picows as they are
         object _protocol
         object _get_buffer
         object _buffer_updated

@@ -26,6 +26,7 @@ from backstream._codec cimport MAX_MESSAGE_SIZE
 from backstream._loop cimport READ_SIZE, LoopMember, LoopState, monotonic
 from backstream._session cimport Session, SessionOwner
 
+from backstream._http._handshake import plain_connection
 from backstream._tls import connect_tls
 from picows import WSAutoPingStrategy, WSUpgradeResponse
 from picows.common import WSUpgradeResponseWithListener
@@ -48,6 +49,7 @@ cdef enum:
     FIRST_PINGS = 3                 # beside the one at once, whose answer may have met a busy moment
     QUIET_BYTES = 16384             # of messages, which no queue is made of
     TURN_BYTES = 131072             # read, or written, in one turn of the loop
+    MAX_ANSWER = 16384              # bytes of an answer's head, from where on picows refuses it
     LONGEST_UNCUT = 65536           # bytes of a frame; a multiple of four, so that the mask goes on as it is
 
 cdef double CLOSE_SECONDS = 2.0     # for the peer to answer a close frame
@@ -221,6 +223,25 @@ cdef class FrameCutter:
         return guard.pass_on(<const char*>head, size)
 
 
+cdef class AnswerReader(FrameCutter):
+    """Gathers the answer to a handshake, for the sake of one field that picows knows one value of only."""
+
+    def __init__(self):
+        self.answer = Buffer()
+
+    cdef int take(self, ReadGuard guard, const char* data, Py_ssize_t size) except -1:
+        cdef bytes whole, head
+        append(self.answer, data, size)
+        whole = self.answer.data[:self.answer.size]
+        head, end, rest = whole.partition(b"\r\n\r\n")
+        if not end and len(whole) < MAX_ANSWER:
+            return 0
+        self.answer.release()
+        whole = plain_connection(head) + end + rest
+        guard._cutter = None
+        return guard.pass_on(whole, len(whole))
+
+
 cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
     """Between the socket and picows: reads in pieces, so that picows' buffer stays bounded, and sees every byte."""
 
@@ -256,10 +277,12 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
         return 0
 
     cdef int _take(self, Py_ssize_t nbytes) except -1:
+        cdef FrameCutter cutter
         self._link._received_at = monotonic()
         self._turn_bytes += nbytes
         if self._cutter is not None:
-            self._cutter.take(self, self._link.loop.read_buffer, nbytes)
+            cutter = self._cutter       # it may be done with, and is not to go within its own method
+            cutter.take(self, self._link.loop.read_buffer, nbytes)
         else:
             self._buffer_updated(nbytes)
         if self._link._transport is None:
@@ -734,6 +757,7 @@ async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t ma
                           10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False,
                           max(max_frame_size, <Py_ssize_t>MAX_MESSAGE_SIZE), headers, FIRST_READ_BUFFER)
     guard = ReadGuard(protocol, link)
+    guard._cutter = AnswerReader()
     link._guard = guard
     if tls is not None:
         transport = await connect_tls(lambda: guard, url.host, url.port, tls, sock)

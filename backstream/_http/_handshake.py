@@ -69,3 +69,17 @@ def answer_fault(fields: Iterable[tuple[str, str]]) -> str:
                 return f"says {name} twice"
             seen.add(lower)
     return ""
+
+
+def plain_connection(head: bytes) -> bytes:
+    """The head of a 101 with `Connection: Upgrade`, where Connection is a list that has it among others.
+
+    RFC 6455 §4.1 asks for that token only, and intermediaries add theirs; picows takes nothing beside it.
+    """
+    lines = head.split(b"\r\n")
+    own = [line for line in lines[1:] if line.partition(b":")[0].lower() == b"connection"]
+    tokens = [token.strip(b" \t").lower() for line in own for token in line.partition(b":")[2].split(b",")]
+    if b"upgrade" not in tokens or len(tokens) == 1:
+        return head
+    others = [line for line in lines[1:] if line not in own]
+    return b"\r\n".join([lines[0], b"Connection: Upgrade", *others])
