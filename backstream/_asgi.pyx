@@ -626,7 +626,7 @@ cdef class AsgiRequest(StreamHandler):
             field.kind = 0
             if not is_field_value(field.value):
                 self._malformed_header(name)
-            if is_connection_field(field.name):
+            if is_connection_field(field.name) or equals(field.name, b"te", 2):
                 if field.name.size == 14:     # content-length
                     length = content_length(field.value)
                     if self.length >= 0 and self.length != length:

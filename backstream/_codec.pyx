@@ -204,6 +204,15 @@ cdef int _field(Cursor* outer, int wire_type, FieldArray fields) except -1:
     return 0
 
 
+cdef int _check_no_te(FieldArray fields) except -1:
+    """TE is of the hop (RFC 9110 §10.1.4) and travels only where a client takes trailers: in a request's head."""
+    cdef Py_ssize_t i
+    for i in range(fields.count):
+        if fields.items[i].name.size == 2 and equals(fields.items[i].name, b"te", 2):
+            _malformed("the field te does not travel here")
+    return 0
+
+
 cdef int _check_body(uint32_t body, uint64_t length) except -1:
     if body > BODY_CHUNKED:
         _malformed("an unknown kind of body")
@@ -269,6 +278,8 @@ cdef int decode_request(const char* data, Py_ssize_t size, RequestHead* head, Fi
         _malformed("the method")
     if not is_target(head.target):
         _malformed("the target is neither origin-form nor *")
+    if head.target.ptr[0] == c'*' and not equals(head.method, b"OPTIONS", 7):
+        _malformed("the target * is for OPTIONS")     # RFC 9112 §3.2.4
     if head.authority.size and not is_authority(head.authority):
         _malformed("the authority is no host[:port]")
     if not equals(head.scheme, b"http", 4) and not equals(head.scheme, b"https", 5):
@@ -330,6 +341,7 @@ cdef int decode_response(const char* data, Py_ssize_t size, ResponseHead* head, 
         _malformed("the upgrade is no token")
     if (head.status == 101) != (head.upgrade.size > 0):
         _malformed("101 and an upgrade come together or not at all")
+    _check_no_te(fields)
     return _check_body(head.body, head.length)
 
 
@@ -349,7 +361,7 @@ cdef int decode_trailers(const char* data, Py_ssize_t size, Trailers* trailers, 
             _skip(&c, kind)
     trailers.fields = fields.items
     trailers.field_count = fields.count
-    return 0
+    return _check_no_te(fields)
 
 
 cdef int decode_reset(const char* data, Py_ssize_t size, Reset* reset) except -1:

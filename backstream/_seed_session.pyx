@@ -426,11 +426,11 @@ cdef class SeedSession(Session):
         cdef double seconds = self.request_timeout
         if self._reader.timeout.size:
             try:
-                seconds = parse_duration(bytes_of(self._reader.timeout).decode("ascii", "replace"))
+                seconds = parse_duration(bytes_of(self._reader.timeout).decode("utf-8", "replace"))
             except ConfigurationError:
                 pass        # the proxy's to judge
         if seconds > 0:
-            head.time_budget_ms = <uint64_t>(seconds * 1000 + 0.999)
+            head.time_budget_ms = <uint64_t>max(1.0, seconds * 1000 + 0.999)
             stream.expires_at = self.owner.now() + seconds
             if self.next_expiry == 0 or stream.expires_at < self.next_expiry:
                 self.next_expiry = stream.expires_at

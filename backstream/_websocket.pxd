@@ -32,6 +32,7 @@ cdef class SessionLink(SessionOwner):
         double _ping_interval           # seconds
         double _ping_timeout
         double _hello_timeout
+        double _hello_due               # until the peer's HELLO is here
         double _message_timeout
         # state
         WSTransport _transport
@@ -91,10 +92,14 @@ cdef class FrameCutter:
     cdef int _next_piece(self, ReadGuard guard) except -1
 
 
+cdef class AnswerReader(FrameCutter):
+    cdef Buffer answer
+
+
 cdef class ReadGuard(_ProtocolBase):
     cdef:
         SessionLink _link
-        FrameCutter _cutter             # None where frames are no larger than picows may hold
+        FrameCutter _cutter             # what reads come to first; None where they go to picows as they are
         object _protocol
         object _get_buffer
         object _buffer_updated

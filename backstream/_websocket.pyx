@@ -27,6 +27,7 @@ from backstream._loop cimport READ_SIZE, LoopMember, LoopState, monotonic
 from backstream._session cimport Session
 from backstream._stream cimport SessionOwner
 
+from backstream._http._handshake import plain_connection
 from backstream._tls import connect_tls
 from picows import WSAutoPingStrategy, WSUpgradeResponse
 from picows.common import WSUpgradeResponseWithListener
@@ -49,6 +50,7 @@ cdef enum:
     FIRST_PINGS = 3                 # beside the one at once, whose answer may have met a busy moment
     QUIET_BYTES = 16384             # of messages, which no queue is made of
     TURN_BYTES = 131072             # read, or written, in one turn of the loop
+    MAX_ANSWER = 16384              # bytes of an answer's head, from where on picows refuses it
     LONGEST_UNCUT = 65536           # bytes of a frame; a multiple of four, so that the mask goes on as it is
 
 cdef double CLOSE_SECONDS = 2.0     # for the peer to answer a close frame
@@ -72,6 +74,15 @@ cdef int _set_option(int fd, int level, int name, int value) except -1:
     if setsockopt(fd, level, name, &value, sizeof(value)):
         raise OSError(errno, os.strerror(errno))
     return 0
+
+
+cdef WSCloseCode _close_answer(WSFrame frame) except *:
+    """The code that answers a close frame: its own, if it may stand in one (RFC 6455 §7.4; picows refuses others)."""
+    cdef int code
+    if frame.payload_size == 0:
+        return WSCloseCode.OK
+    code = <int>frame.get_close_code()
+    return WSCloseCode.PROTOCOL_ERROR if code < 1000 or code == 1006 or code >= 5000 else frame.get_close_code()
 
 
 cdef class _ProtocolBase:
@@ -213,6 +224,25 @@ cdef class FrameCutter:
         return guard.pass_on(<const char*>head, size)
 
 
+cdef class AnswerReader(FrameCutter):
+    """Gathers the answer to a handshake, for the sake of one field that picows knows one value of only."""
+
+    def __init__(self):
+        self.answer = Buffer()
+
+    cdef int take(self, ReadGuard guard, const char* data, Py_ssize_t size) except -1:
+        cdef bytes whole, head
+        append(self.answer, data, size)
+        whole = self.answer.data[:self.answer.size]
+        head, end, rest = whole.partition(b"\r\n\r\n")
+        if not end and len(whole) < MAX_ANSWER:
+            return 0
+        self.answer.release()
+        whole = plain_connection(head) + end + rest
+        guard._cutter = None
+        return guard.pass_on(whole, len(whole))
+
+
 cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
     """Between the socket and picows: reads in pieces, so that picows' buffer stays bounded, and sees every byte."""
 
@@ -248,10 +278,12 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
         return 0
 
     cdef int _take(self, Py_ssize_t nbytes) except -1:
+        cdef FrameCutter cutter
         self._link._received_at = monotonic()
         self._turn_bytes += nbytes
         if self._cutter is not None:
-            self._cutter.take(self, self._link.loop.read_buffer, nbytes)
+            cutter = self._cutter       # it may be done with, and is not to go within its own method
+            cutter.take(self, self._link.loop.read_buffer, nbytes)
         else:
             self._buffer_updated(nbytes)
         if self._link._transport is None:
@@ -374,6 +406,7 @@ cdef class SessionLink(SessionOwner):
         if sock is not None and sock.family != socket.AF_UNIX:
             _set_option(sock.fileno(), socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, HIGH_WATER)
             _set_option(sock.fileno(), socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._hello_due = self._received_at + self._hello_timeout
         self.loop.set_deadline(self._member, self._hello_timeout)
         self._first_pings = FIRST_PINGS
         self._send_ping()
@@ -483,7 +516,7 @@ cdef class SessionLink(SessionOwner):
             return 0
         if kind == WSMsgType.CLOSE:
             if not self._transport.is_close_frame_sent:
-                self._transport.send_close(frame.get_close_code() or WSCloseCode.OK)
+                self._transport.send_close(_close_answer(frame))
             # Gracefully only where nothing waits: no deadline watches over the socket from here on.
             self._transport.disconnect(self._transport.underlying_transport.get_write_buffer_size() == 0)
             self.lose(f"the peer closed the session ({<int>frame.get_close_code()})")
@@ -582,6 +615,9 @@ cdef class SessionLink(SessionOwner):
         cdef double at = min(self._ping_at, self._received_at + self._ping_timeout)
         if self._lost:
             return 0
+        if self.session.peer_hello is None:
+            # Whatever else has begun: a HELLO in fragments has no more time than one in a piece.
+            return self.loop.set_deadline(self._member, max(self._hello_due - now, 0.0))
         if self._fragments_at:
             at = min(at, self._fragments_at + self._message_timeout)
         if self._carrier is not None:
@@ -722,6 +758,7 @@ async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t ma
                           10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False,
                           max(max_frame_size, <Py_ssize_t>MAX_MESSAGE_SIZE), headers, FIRST_READ_BUFFER)
     guard = ReadGuard(protocol, link)
+    guard._cutter = AnswerReader()
     link._guard = guard
     if tls is not None:
         transport = await connect_tls(lambda: guard, url.host, url.port, tls, sock)

@@ -24,6 +24,7 @@ from backstream._applications import AsgiApp, application_service, function_serv
 from backstream._callbacks import Handler
 from backstream._flow import WindowBudget
 from backstream._hooks import Hooks
+from backstream._http._handshake import answer_fault
 from backstream._http._upstream import UpstreamService
 from backstream._loop import loop_state
 from backstream._messages import Notify, RequestHead
@@ -360,6 +361,9 @@ class Agent:
             transport.disconnect()
             what = f"wants the subprotocol {chosen!r}" if chosen else f"does not take the subprotocol {SUBPROTOCOL}"
             raise ConnectionFailed(f"{where} {what}", refused=True)
+        if fault := answer_fault(transport.response.headers.items()):
+            transport.disconnect()
+            raise ConnectionFailed(f"{where} {fault}", refused=True)
         if not link.is_lost:
             self._links.add(link)
             link.begin_service()

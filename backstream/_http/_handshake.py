@@ -1,4 +1,4 @@
-"""The handshake of an agent's WebSocket, judged (RFC 6455 §4.2.1); picows answers it."""
+"""The handshake of an agent's WebSocket, judged on both sides (RFC 6455 §4.1, §4.2.1); picows writes and reads it."""
 
 from __future__ import annotations
 
@@ -51,3 +51,35 @@ def judge_handshake(
     if not valid:
         raise MessageError(400, "Sec-WebSocket-Key is not 16 bytes in base64")
     return AgentHandshake(client_id, keys[0])
+
+
+def answer_fault(fields: Iterable[tuple[str, str]]) -> str:
+    """What is wrong with a 101's fields (name, value) beside what picows judges; "" where nothing is.
+
+    RFC 6455 §4.1 has the client fail the connection where an extension is used that it did not offer; §11.3.3 and
+    §11.3.4 let accept and protocol stand once.
+    """
+    seen: set[str] = set()
+    for name, value in fields:
+        lower = name.lower()
+        if lower == "sec-websocket-extensions" and value.strip():
+            return f"uses the extension {value[:100]!r}, which was not offered"
+        if lower in ("sec-websocket-accept", "sec-websocket-protocol"):
+            if lower in seen:
+                return f"says {name} twice"
+            seen.add(lower)
+    return ""
+
+
+def plain_connection(head: bytes) -> bytes:
+    """The head of a 101 with `Connection: Upgrade`, where Connection is a list that has it among others.
+
+    RFC 6455 §4.1 asks for that token only, and intermediaries add theirs; picows takes nothing beside it.
+    """
+    lines = head.split(b"\r\n")
+    own = [line for line in lines[1:] if line.partition(b":")[0].lower() == b"connection"]
+    tokens = [token.strip(b" \t").lower() for line in own for token in line.partition(b":")[2].split(b",")]
+    if b"upgrade" not in tokens or len(tokens) == 1:
+        return head
+    others = [line for line in lines[1:] if line not in own]
+    return b"\r\n".join([lines[0], b"Connection: Upgrade", *others])

@@ -268,7 +268,8 @@ cdef class MessageReader:
                 self.trailer_fields = FieldArray()
                 self._split_fields(self.partial.data, self.partial.data + self.partial.size, self.trailer_fields)
                 for i in range(self.trailer_fields.count):
-                    if self.trailer_fields.items[i].kind in (FIELD_CONNECTION, FIELD_TRANSFER_ENCODING):
+                    if self.trailer_fields.items[i].kind in (FIELD_CONNECTION, FIELD_PROXY_CONNECTION,
+                                                             FIELD_TRANSFER_ENCODING):
                         self.parser_spent = True        # llhttp takes it for the head's, and reads nothing any more
         elif self.message_complete:
             raise MessageError(400, "the framing of the body is ambiguous")

@@ -23,6 +23,9 @@ cdef enum:
     MAX_DURATION = 100      # bytes: thousands of terms would take longer to read than the request is worth
 
 
+cdef double LEAST_LIMIT = 0.001     # seconds
+
+
 cdef int take_fields(RequestReader reader, Asked* asked, bytes name, bint keep_x_forwarded) except -1:
     """Leaves in `reader.fields` what goes on, fills `asked` with what does not.
 
@@ -110,9 +113,11 @@ cdef double timeout_of(const Asked* asked, double usual, double most) except? -1
         if asked.timeout.size > MAX_DURATION:
             raise MessageError(400, "header x-backstream-request-timeout: it is too long")
         try:
-            seconds = parse_duration(bytes_of(asked.timeout).decode("ascii", "replace"))
+            seconds = parse_duration(bytes_of(asked.timeout).decode("utf-8", "replace"))
         except ConfigurationError as error:
             raise MessageError(400, f"header x-backstream-request-timeout: {error}") from None
     if seconds < 0:
         seconds = 0
+    elif 0 < seconds < LEAST_LIMIT:
+        seconds = LEAST_LIMIT       # less would round to a time budget of 0, which is none
     return most if most > 0 and (seconds == 0 or seconds > most) else seconds

@@ -41,13 +41,15 @@ U32 = st.integers(0, 2**32 - 1)
 U63 = st.integers(0, 2**63 - 1)
 U64 = st.integers(0, 2**64 - 1)
 NAMES = over(LOWER, 1).filter(lambda name: name not in NEVER_TRAVELS + RESTRICTED)
-FIELDS: st.SearchStrategy[Fields] = st.lists(
-    st.one_of(
-        st.tuples(NAMES, over(VALUE)),
-        st.sampled_from([(b"te", b"trailers"), (b"expect", b"100-Continue"), (b"cookie", b"a=1"), (b"x", b"")]),
-    ),
-    max_size=6,
-).map(tuple)
+COMMON: Fields = ((b"expect", b"100-Continue"), (b"cookie", b"a=1"), (b"x", b""))
+
+
+def _lists(common: Fields) -> st.SearchStrategy[Fields]:
+    return st.lists(st.one_of(st.tuples(NAMES, over(VALUE)), st.sampled_from(common)), max_size=6).map(tuple)
+
+
+FIELDS = _lists(COMMON)
+REQUEST_FIELDS = _lists(((b"te", b"trailers"), *COMMON))
 PORTS = st.one_of(st.just(b""), st.integers(0, 65535).map(lambda port: b":%d" % port))
 HOSTS = st.one_of(
     over(REG_NAME, 1),
@@ -73,14 +75,20 @@ TEXTS = st.text(max_size=30)
 @st.composite
 def request_heads(draw: st.DrawFn) -> RequestHead:
     body, length = draw(BODIES)
+    method, target = draw(
+        st.one_of(
+            st.just((b"OPTIONS", b"*")),
+            st.tuples(over(TOKEN, 1).filter(lambda method: method != b"CONNECT"), PATHS),
+        )
+    )
     return RequestHead(
-        method=draw(over(TOKEN, 1).filter(lambda method: method != b"CONNECT")),
-        target=draw(st.one_of(st.just(b"*"), PATHS)),
+        method=method,
+        target=target,
         authority=draw(AUTHORITIES),
         scheme=draw(st.sampled_from([b"http", b"https"])),
         http_minor=draw(U32),
         http_major=draw(U32.filter(lambda major: major != 0)),
-        fields=draw(FIELDS),
+        fields=draw(REQUEST_FIELDS),
         body=body,
         length=length,
         time_budget_ms=draw(U64),

@@ -64,7 +64,9 @@ def test_connect_does_not_travel() -> None:
 
 
 def test_a_target_is_a_star_or_begins_with_a_slash() -> None:
-    assert request_is_taken(target=b"*")
+    assert request_is_taken(method=b"OPTIONS", target=b"*")
+    for method in (b"GET", b"options", b"OPTIONSX", b"HEAD"):
+        assert not request_is_taken(method=method, target=b"*"), method
     for target in (b"", b"**", b"*/", b"a", b"?a", b"http://a/", b"a.example:443", b" /"):
         assert not request_is_taken(target=target), target
 
@@ -241,6 +243,12 @@ def test_te_says_trailers_and_expect_100_continue_and_nothing_else() -> None:
         assert not request_is_taken(fields=((b"te", value),)), value
     for value in (b"", b"100-continue, x", b"200-ok"):
         assert not request_is_taken(fields=((b"expect", value),)), value
+
+
+def test_te_travels_in_a_requests_head_only() -> None:
+    assert not response_is_taken(fields=((b"te", b"trailers"),))
+    assert not response_is_taken(fields=((b"a", b"b"), (b"te", b"gzip")))
+    assert not trailers_are_taken(b"te", b"trailers")
 
 
 def test_a_body_is_of_one_of_three_kinds_and_a_length_goes_with_a_sized_one() -> None:

@@ -534,6 +534,7 @@ async def test_repeated_response_headers_keep_their_order_and_hop_by_hop_ones_do
         headers = [
             (b"Set-Cookie", b"a=1"),
             (b"connection", b"keep-alive"),
+            (b"te", b"trailers"),
             (b"x-a", b"1"),
             (b"transfer-encoding", b"chunked"),
             (b"set-cookie", b"b=2"),
@@ -544,7 +545,7 @@ async def test_repeated_response_headers_keep_their_order_and_hop_by_hop_ones_do
     async with tunnel(app) as pair:
         got = await pair.get()
         assert got.all("set-cookie") == [b"a=1", b"b=2"] and got.get("x-a") == b"1"
-        assert got.get("connection") is None and got.get("keep-alive") is None
+        assert [got.get(name) for name in ("connection", "keep-alive", "te")] == [None] * 3
         assert got.get("transfer-encoding") is None and got.get("content-length") == b"2"
 
 

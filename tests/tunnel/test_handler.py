@@ -78,6 +78,15 @@ async def test_a_request_without_a_body_is_head_and_end_in_one() -> None:
         assert streams.is_closed(handler.stream)
 
 
+async def test_a_time_limit_below_a_millisecond_is_no_budget_of_0() -> None:
+    handlers = Handlers()
+    async with handled(handlers) as pair, await pair.open() as wire:
+        await wire.send(request("/", lines=["x-backstream-request-timeout: 1ns"]))
+        handler = await handlers.next()
+        assert handler.head.time_budget_ms == 1
+        assert (await wire.answer()).status == 504
+
+
 async def test_a_body_comes_in_pieces_and_is_granted_as_it_is_consumed() -> None:
     handlers = Handlers()
     settings = backstream.SessionSettings(initial_window=16384, max_window=16384)

@@ -15,7 +15,7 @@ from backstream._codec import encode_hello
 from backstream._message_codec import pack_frame
 from backstream._messages import Hello
 from backstream.errors import ErrorCode
-from tests.frames import BINARY, PONG, frame
+from tests.frames import BINARY, CLOSE, PONG, close, frame, read_frame
 from tests.rig import ID, Ended, Tunnel, Wire, make_agent, ok_app, request, tunnel, until
 
 Serve = Callable[[streams.Stream, backstream.RequestHead], None]
@@ -161,3 +161,32 @@ async def test_a_message_that_is_never_finished_ends_its_session_with_1002_whate
         assert b"\x03\xeaa message unfinished after 0.5 s" in data
         assert 0.4 < time.monotonic() - began < 5
         assert (await pair.get()).status == 200
+
+
+async def test_a_hello_in_fragments_has_no_more_time_than_one_in_a_piece() -> None:
+    session = backstream.SessionSettings(hello_timeout=0.5, ping_interval=0.1)
+    async with tunnel(ok_app, proxy={"session": session}) as pair, await pair.open() as wire:
+        await wire.send(HANDSHAKE)
+        await wire.until(b"\r\n\r\n")
+        began = time.monotonic()
+        await wire.send(frame(BINARY, b"\0", fin=False))
+        data, _ = await wire.rest()
+        assert b"\x03\xeano HELLO within 0.5 s" in data
+        assert 0.4 < time.monotonic() - began < 5
+        assert (await pair.get()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("code", "answered"),
+    [(None, 1000), (1000, 1000), (1001, 1001), (3000, 3000), (4999, 4999)]
+    + [(wrong, 1002) for wrong in (0, 1, 999, 1004, 1005, 1006, 1015, 2999, 5000, 65535)],
+)
+async def test_a_close_frame_is_answered_with_a_code_that_may_stand_in_one(code: int | None, answered: int) -> None:
+    async with tunnel(ok_app) as pair, await pair.open() as wire:
+        await wire.send(HANDSHAKE)
+        await wire.until(b"\r\n\r\n")
+        await wire.send(close(code))
+        while (got := await read_frame(wire)).opcode != CLOSE:
+            pass
+        assert got.code == answered
+        assert await wire.rest() == (b"", "fin")

@@ -159,14 +159,18 @@ SWITCHING = (
 )
 
 
-def accepts(rest: bytes, lines: str = "Sec-WebSocket-Protocol: backstream.v1\r\n"):
+NATIVE = "Sec-WebSocket-Protocol: backstream.v1\r\n"
+
+
+def accepts(rest: bytes, lines: str = NATIVE, connection: str = "Connection: Upgrade\r\n"):
     """A good handshake's answer, `rest` directly behind it, and the end."""
 
     async def serve(wire, number):
         head = await wire.head()
         key = head.get("sec-websocket-key") + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
         accept = base64.b64encode(hashlib.sha1(key).digest()).decode()
-        await wire.send(f"{SWITCHING.format(accept)}{lines}\r\n".encode() + rest)
+        switching = SWITCHING.format(accept).replace("Connection: Upgrade\r\n", connection)
+        await wire.send(f"{switching}{lines}\r\n".encode() + rest)
 
     return serve
 
@@ -189,8 +193,17 @@ CLOSE = b"\x88\x02\x03\xe8"
         (says(b"220 mail.example ESMTP\r\n"), "closed the connection during the handshake"),
         (says(b""), "closed the connection during the handshake"),
         (says(f"{SWITCHING}\r\n".encode()), "no connection to"),
+        (accepts(b"", connection=""), "invalid connection header"),
+        (accepts(b"", connection="Connection: close\r\n"), "invalid connection header"),
+        (accepts(b"", connection="Connection: keep-alive, upgraded\r\n"), "invalid connection header"),
         (accepts(b"", lines=""), "does not take the subprotocol backstream.v1"),
         (accepts(b"", lines="Sec-WebSocket-Protocol: chat\r\n"), "wants the subprotocol 'chat'"),
+        (accepts(b"", lines=NATIVE + "Sec-WebSocket-Protocol: chat\r\n"), "says Sec-WebSocket-Protocol twice"),
+        (accepts(b"", lines=NATIVE + "Sec-WebSocket-Accept: a\r\n"), "says Sec-WebSocket-Accept twice"),
+        (
+            accepts(b"", lines=NATIVE + "Sec-WebSocket-Extensions: permessage-deflate\r\n"),
+            "uses the extension 'permessage-deflate', which was not offered",
+        ),
         (silent, "no connection to {} within 0.2 s"),
     ],
 )
@@ -212,6 +225,37 @@ async def test_a_proxy_that_ends_with_its_first_words_is_dialled_again(rest: byt
         async with make_agent(url, ok_app) as agent:
             await until(lambda: other.connections >= 3)
         assert agent.sessions == ()
+
+
+@pytest.mark.parametrize(
+    "connection",
+    [
+        "connection: UPGRADE\r\n",
+        "Connection: keep-alive, upgrade\r\n",
+        "Connection:Upgrade ,x\r\nVia: 1.1 a\r\n",
+        "Connection: keep-alive\r\nVia: 1.1 a\r\nConnection: Upgrade\r\n",
+    ],
+)
+@pytest.mark.parametrize("piece", [1, 1000])
+async def test_connection_in_an_answer_may_be_a_list_that_has_upgrade_in_it(connection: str, piece: int) -> None:
+    class Pieces:
+        """Sends in pieces; each waits for no more than that the one before has left."""
+
+        def __init__(self, wire) -> None:
+            self.head = wire.head
+            self._wire = wire
+
+        async def send(self, data: bytes) -> None:
+            for at in range(0, len(data), piece):
+                await self._wire.send(data[at : at + piece])
+                await asyncio.sleep(0)
+
+    async def serve(wire, number):
+        await accepts(HELLO, connection=connection)(Pieces(wire), number)
+        await wire.rest()
+
+    async with Upstream(serve) as other, make_agent(other.url.replace("http", "ws") + "/ws", ok_app) as agent:
+        await until(lambda: agent.connected)
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
