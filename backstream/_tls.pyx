@@ -424,13 +424,14 @@ async def connect_tls(make_protocol, host, port, context, sock=None):
             done.set_exception(error)
 
     transport = TlsTransport(context, make_protocol, on_handshake, 3600.0, host)
-    if sock is None:
-        await loop.create_connection(lambda: transport, host, port)
-    else:
-        await loop.create_connection(lambda: transport, sock=sock)
     try:
+        if sock is None:
+            await loop.create_connection(lambda: transport, host, port)
+        else:
+            await loop.create_connection(lambda: transport, sock=sock)
         await done
     except BaseException:
+        done.cancel()       # how the handshake ends is of no interest any more
         transport.abort()
         raise
     return transport

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import ssl
+from typing import Any
 
 import pytest
 
 import backstream
+from backstream._tls import connect_tls
 from tests.rig import Ended, Leaks, Wire, http_only, ok_app, proxy_settings, request, tunnel, until
 from tests.tls.wire import TlsWire
 
@@ -67,6 +70,28 @@ async def test_rubbish_is_refused_and_logged_once(certificates, caplog, what) ->
         assert len(notes(caplog)) == 1
         assert all(record.levelno == logging.DEBUG for record in caplog.records if "handshake" in record.message)
         await still_served(certificates, pair)
+
+
+async def test_a_dialling_that_is_given_up_as_it_connects_leaves_nothing_behind(certificates) -> None:
+    class Cancelling(ssl.SSLContext):
+        def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
+            dialling.cancel()
+            return super().wrap_bio(*arguments, **named)
+
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    context = Cancelling(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(certificates.ca)
+    async with secure(certificates) as pair:
+        before = pair.proxy.connection_count
+        dialling = asyncio.create_task(connect_tls(asyncio.Protocol, *pair.address, context))
+        with pytest.raises(asyncio.CancelledError):
+            await dialling
+        del dialling
+        await until(lambda: pair.proxy.connection_count == before, "the connection is gone")
+        gc.collect()
+        await still_served(certificates, pair)
+    assert not complaints
 
 
 async def test_a_client_that_leaves_in_its_handshake_is_forgotten(certificates, caplog) -> None:
