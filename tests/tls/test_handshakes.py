@@ -75,19 +75,20 @@ async def test_rubbish_is_refused_and_logged_once(certificates, caplog, what) ->
 async def test_a_dialling_that_is_given_up_as_it_connects_leaves_nothing_behind(certificates) -> None:
     class Cancelling(ssl.SSLContext):
         def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
-            dialling.cancel()
+            dialling[0].cancel()
             return super().wrap_bio(*arguments, **named)
 
+    dialling: list[asyncio.Task[object]] = []
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     context = Cancelling(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(certificates.ca)
     async with secure(certificates) as pair:
         before = pair.proxy.connection_count
-        dialling = asyncio.create_task(connect_tls(asyncio.Protocol, *pair.address, context))
+        dialling.append(asyncio.create_task(connect_tls(asyncio.Protocol, *pair.address, context)))
         with pytest.raises(asyncio.CancelledError):
-            await dialling
-        del dialling
+            await dialling[0]
+        dialling.clear()
         await until(lambda: pair.proxy.connection_count == before, "the connection is gone")
         gc.collect()
         await still_served(certificates, pair)
