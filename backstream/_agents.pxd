@@ -90,6 +90,7 @@ cdef class AgentTable:
     cdef AgentLink pick(self, bytes client_id, AgentLink other_than)
     cdef AgentLink make_room(self, bytes client_id, AgentLink only)
     cdef Wait wait(self, object exchange, bytes client_id, AgentLink only) except *
+    cdef bint awaits(self, object client_id) except -1
     cdef int stop_waiting(self, object exchange, bytes client_id, AgentLink only, Wait reason) except -1
     cdef int leave(self, AgentLink link) except -1
     cdef int tell(self, str kind, AgentLink link, str reason) except -1

@@ -71,6 +71,9 @@ cdef class AgentLink(SessionLink):
     def __repr__(self):
         return f"<AgentLink {self.name} {self.address}>"
 
+    cdef int queue_hello(self) except -1:
+        return self.loop.enqueue(self._member, self.client_id, self.table.awaits(self.client_id))
+
     cdef StreamHandler accept(self, Stream stream, const RequestHead* head, bint end):
         return None     # max_streams is 0: the session refuses before it comes here
 
@@ -470,6 +473,10 @@ cdef class AgentTable:
         self._awaited.setdefault(client_id, {})[exchange] = None
         self.waiting += 1
         return WAIT_AGENT
+
+    cdef bint awaits(self, object client_id) except -1:
+        """Whether requests wait for an agent of this id to come."""
+        return client_id in self._awaited
 
     cdef int stop_waiting(self, object exchange, bytes client_id, AgentLink only, Wait reason) except -1:
         """The exchange does not wait any longer."""

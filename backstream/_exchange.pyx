@@ -128,6 +128,9 @@ cdef class Exchange(StreamHandler):
             self.waiting = self.table.wait(self, self.client_id, self.only)
             if self.waiting == WAIT_NONE:
                 return self._no_agent()
+            if self.waiting == WAIT_AGENT:
+                # It may be at the door, behind thousands that nobody asks for.
+                self.responder.loop.hurry(self.client_id)
             return self._await_agent()
         self.link = link
         if self.ended_at:

@@ -29,7 +29,9 @@ cdef class LoopState:
         bint _flushes_scheduled
         long long _turn
         # work that is spread over turns
-        object _queue           # a deque of LoopMember
+        object _queue           # a deque of (LoopMember, key)
+        object _urgent          # a deque of LoopMember
+        dict _queued            # key -> the last LoopMember that came with it, while it is not urgent
         object _run_queue_bound
         bint _queue_scheduled
         double _queue_since     # seconds, when the first came
@@ -56,7 +58,9 @@ cdef class LoopState:
         bytes _date
 
     cdef int schedule_flush(self, LoopMember member) except -1
-    cdef int enqueue(self, LoopMember member) except -1
+    cdef int enqueue(self, LoopMember member, object key, bint urgent) except -1
+    cdef int hurry(self, object key) except -1
+    cdef LoopMember _next_in_queue(self)
     cdef bint has_queue(self) noexcept
     cdef int _pause_queue(self, double begin, double now) except -1
     cdef int set_deadline(self, LoopMember member, double seconds) except -1

@@ -96,7 +96,7 @@ cdef class LoopMember:
         return 0
 
     cdef int on_turn(self) except -1:
-        """Its turn in the queue has come; called once after `enqueue`."""
+        """Its turn in the queue has come; called at least once after `enqueue`."""
         return 0
 
     cdef int on_peer_gone(self, bint broken) except -1:
@@ -148,6 +148,8 @@ cdef class LoopState:
         self._dirty = []
         self._run_flushes_bound = self._run_flushes
         self._queue = deque()
+        self._urgent = deque()
+        self._queued = {}
         self._run_queue_bound = self._run_queue
         self._slots = [set() for _ in range(SLOTS)]
         self._tick = <long long>(monotonic() / TICK)
@@ -198,22 +200,44 @@ cdef class LoopState:
 
     # --- work that is spread over turns ---
 
-    cdef int enqueue(self, LoopMember member) except -1:
-        """Calls `member.on_turn` when those before it had theirs.
+    cdef int enqueue(self, LoopMember member, object key, bint urgent) except -1:
+        """Calls `member.on_turn` when those before it had theirs: an urgent one's are the urgent ones.
 
-        They take a part of the loop's time, one by one with pauses, so that others are hardly held up: at once where
-        there are few, and within seconds where there are ten thousand.
+        key: by which `hurry` finds it, or None. Members take a part of the loop's time, one by one with pauses, so that
+        others are hardly held up: at once where there are few, and within seconds where there are ten thousand.
         """
-        self._queue.append(member)
+        if urgent:
+            self._urgent.append(member)
+        else:
+            self._queue.append((member, key))
+            if key is not None:
+                self._queued[key] = member
         if not self._queue_scheduled:
             self._queue_scheduled = True
             self._queue_since = self._queue_due = monotonic()
             self.asyncio_loop.call_soon(self._run_queue_bound)
         return 0
 
+    cdef int hurry(self, object key) except -1:
+        """Somebody waits for what was enqueued under this key, if there is such a thing: it becomes urgent."""
+        cdef object member = self._queued.pop(key, None)
+        if member is not None:
+            self._urgent.append(member)
+        return 0
+
     cdef bint has_queue(self) noexcept:
         """Whether some wait for their turn."""
-        return len(<object>self._queue) > 0
+        return len(<object>self._queue) > 0 or len(<object>self._urgent) > 0
+
+    cdef LoopMember _next_in_queue(self):
+        cdef object key
+        cdef LoopMember member
+        if self._urgent:
+            return <LoopMember>self._urgent.popleft()
+        member, key = self._queue.popleft()
+        if key is not None and self._queued.get(key) is member:
+            del self._queued[key]
+        return member
 
     def _run_queue(self):
         cdef LoopMember member
@@ -225,8 +249,8 @@ cdef class LoopState:
         # One, or as many as make up for turns that were longer than the pause, or a busy loop's queue would starve.
         end = now + min(QUEUE_SHARE * (now - self._queue_due), MAX_QUEUE_SECONDS)
         try:
-            while self._queue:
-                member = <LoopMember>self._queue.popleft()
+            while self.has_queue():
+                member = self._next_in_queue()
                 try:
                     member.on_turn()
                 except Exception:
@@ -239,7 +263,7 @@ cdef class LoopState:
 
     cdef int _pause_queue(self, double begin, double now) except -1:
         cdef double pause = (now - begin) * (1 / QUEUE_SHARE - 1)
-        self._queue_scheduled = len(self._queue) > 0
+        self._queue_scheduled = self.has_queue()
         if not self._queue_scheduled:
             if self._queue_timer is not None:
                 (<_FineTimer>self._queue_timer).discard()

@@ -60,6 +60,7 @@ cdef class SessionLink(SessionOwner):
 
     cdef int begin(self, LoopState loop, Session session, object settings) except -1
     cdef int set_session_name(self, bytes instance, generation) except -1
+    cdef int queue_hello(self) except -1
     cdef int connected(self, WSTransport transport) except -1
     cdef int frame(self, WSFrame frame) except -1
     cdef int flush(self) except -1

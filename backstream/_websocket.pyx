@@ -263,7 +263,7 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
             # The HELLOs of agents that come at once: 200 of them took 5 ms of one turn.
             self._first_bytes = nbytes
             self.hold(True)
-            self._link.loop.enqueue(self._link._member)
+            self._link.queue_hello()
             return
         self._take(nbytes)
 
@@ -395,6 +395,10 @@ cdef class SessionLink(SessionOwner):
         self._listener = LinkListener()
         self._listener.link = self
         return 0
+
+    cdef int queue_hello(self) except -1:
+        """What is to be taken of the session first waits for its turn."""
+        return self.loop.enqueue(self._member, None, False)
 
     cdef int connected(self, WSTransport transport) except -1:
         cdef object raw = transport.underlying_transport

@@ -28,7 +28,7 @@ from backstream._loop cimport READ_SIZE, monotonic
 from backstream._message_codec cimport pairs_of
 from backstream._slice cimport Slice, bytes_of, equals, slice_of
 
-from backstream._http._handshake import judge_handshake
+from backstream._http._handshake import CLIENT_ID, judge_handshake
 from backstream._http._proxy_protocol import read_proxy_header
 from backstream._http.errors import MessageError
 
@@ -407,7 +407,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self._judge(fields)     # raises: it has a body
         self.handshake = fields
         self.loop.set_deadline(self, self.context.header_timeout)
-        return self.loop.enqueue(self)
+        client_id = dict(fields).get(CLIENT_ID)
+        return self.loop.enqueue(self, client_id, self.context.table.awaits(client_id))
 
     cdef int on_turn(self) except -1:
         if self.handshake is None:

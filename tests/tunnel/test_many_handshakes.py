@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import pytest
+
 import backstream
 from backstream._codec import encode_hello
 from backstream._message_codec import pack_frame
@@ -36,6 +38,8 @@ class Crowd:
         self.turn = 0
         self.judged: list[int] = []
         """The turns in which they were."""
+        self.ids: list[str] = []
+        """Theirs, in the same order."""
         self.at_first: Callable[[], object] = lambda: None
         """Called while the first of them is judged, and all others wait."""
         self._seconds = seconds
@@ -47,6 +51,7 @@ class Crowd:
         while time.perf_counter() < end:
             pass
         self.judged.append(self.turn)
+        self.ids.append(handshake.client_id)
         if len(self.judged) == 1:
             self.at_first()
         return True
@@ -89,6 +94,26 @@ async def test_handshakes_that_come_at_once_are_spread_over_turns_and_requests_a
         assert len(agents.judged) < COUNT / 2
         assert await agents.statuses() == {101: COUNT}
         assert len(set(agents.judged)) > COUNT / 2
+
+
+@pytest.mark.parametrize("first", ["the request", "the handshakes"])
+async def test_an_agent_that_a_request_waits_for_has_its_turn_before_the_others(first: str) -> None:
+    hello = pack_frame(6, 0, encode_hello(Hello(software="test", instance=bytes(16), generation=1, max_streams=1)))
+    asked = f"agent-{COUNT - 1}"
+    async with crowd() as agents, await agents.pair.open() as client:
+        if first == "the request":
+            await client.send(request("/asked", client_id=asked))
+            await until(lambda: agents.pair.proxy.agents.waiting == 1)
+            agents.come()
+        else:
+            agents.at_first = lambda: client.send_now(request("/asked", client_id=asked))
+            agents.come()
+        assert (await agents.wires[-1].head()).status == 101
+        assert asked in agents.ids[: COUNT // 3]
+        # Its HELLO goes before the others' handshakes, too: the request arrives while they wait.
+        await agents.wires[-1].send(frame(BINARY, hello))
+        await agents.wires[-1].until(b"/asked")
+        assert len(agents.judged) < COUNT
 
 
 async def test_one_whose_judging_is_cancelled_does_not_keep_the_others_waiting() -> None:
