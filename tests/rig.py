@@ -565,8 +565,8 @@ class Leaks:
     async def none(self) -> None:
         """Waits until there is no more of anything; what was on its way out at first may have gone."""
         deadline = time.monotonic() + LIMIT
-        while more := {name: count for name, count in self.now().items() if count > self.before[name]}:
-            assert time.monotonic() < deadline, f"left behind: {self.before} became {more}"
+        while grown := {name: count for name, count in self.now().items() if count > self.before[name]}:
+            assert time.monotonic() < deadline, f"left behind: {self.before} became {grown}"
             await asyncio.sleep(0.02)
 
 
