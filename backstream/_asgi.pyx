@@ -18,12 +18,12 @@ from backstream._codec cimport (
     BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Trailers,
 )
 from backstream._grammar cimport equals_lower, is_connection_field, is_field_value, is_lower_token
-from backstream._http._message cimport content_length, trim
+from backstream._http._message cimport content_length
 from backstream._http._trailers cimport keep_trailers
 from backstream._loop cimport LoopMember, loop_state
 from backstream._message_codec cimport fill_trailers
 from backstream._service cimport Service
-from backstream._slice cimport Slice, bytes_of, equals, slice_of
+from backstream._slice cimport Slice, bytes_of, equals, slice_of, trim
 from backstream._stream cimport Stream, StreamHandler
 
 from backstream.errors import ConfigurationError, StreamError

@@ -16,9 +16,9 @@ from backstream._codec cimport MAX_HEAD_SIZE, Field, FieldArray
 from backstream._grammar cimport is_field_value, is_token
 from backstream._protobuf cimport BYTES, VARINT, Cursor, cursor_of, read_bytes, read_tag, read_varint, skip_member
 from backstream._seed_text cimport (
-    escape_path, escape_query, is_utf8, same, stays_here, trim, write_lower,
+    escape_path, escape_query, is_utf8, same, stays_here, write_lower,
 )
-from backstream._slice cimport Slice, equals, slice_of
+from backstream._slice cimport Slice, equals, slice_of, trim
 
 from backstream.errors import HeadError
 

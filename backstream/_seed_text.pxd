@@ -4,7 +4,6 @@ from backstream._slice cimport Slice
 
 
 cdef bint is_utf8(Slice s) except -1
-cdef void trim(Slice* s) noexcept
 cdef void write_canonical(char* at, Slice name) noexcept
 cdef void write_lower(char* at, Slice name) noexcept
 cdef bint stays_here(Slice name) noexcept

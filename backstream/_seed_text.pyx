@@ -60,14 +60,6 @@ cdef bint is_utf8(Slice s) except -1:
     return True
 
 
-cdef void trim(Slice* s) noexcept:
-    while s.size and (s.ptr[0] == c' ' or s.ptr[0] == c'\t'):
-        s.ptr += 1
-        s.size -= 1
-    while s.size and (s.ptr[s.size - 1] == c' ' or s.ptr[s.size - 1] == c'\t'):
-        s.size -= 1
-
-
 cdef void write_canonical(char* at, Slice name) noexcept:
     """A field's name as Go's net/textproto writes it: `X-Mixed`."""
     cdef Py_ssize_t i

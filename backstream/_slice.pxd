@@ -22,3 +22,12 @@ cdef inline bytes bytes_of(Slice s):
 
 cdef inline bint equals(Slice s, const char* text, Py_ssize_t size) noexcept:
     return s.size == size and memcmp(s.ptr, text, size) == 0
+
+
+cdef inline void trim(Slice* s) noexcept:
+    """Drops optional whitespace at both ends (RFC 9110 §5.6.3)."""
+    while s.size and (s.ptr[0] == c' ' or s.ptr[0] == c'\t'):
+        s.ptr += 1
+        s.size -= 1
+    while s.size and (s.ptr[s.size - 1] == c' ' or s.ptr[s.size - 1] == c'\t'):
+        s.size -= 1

@@ -130,5 +130,4 @@ cdef class ResponseReader(MessageReader):
 cdef FieldKind kind_of(Slice lower_name) noexcept
 cdef bint is_idempotent(Slice method) noexcept
 cdef bint next_token(Slice* rest, Slice* token) noexcept
-cdef void trim(Slice* s) noexcept
 cdef int64_t content_length(Slice value) except -1

@@ -17,7 +17,7 @@ from libc.string cimport memchr, memcmp
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray
 from backstream._grammar cimport equals_lower, is_field_value, is_lower_token, is_token
-from backstream._slice cimport Slice, equals
+from backstream._slice cimport Slice, equals, trim
 
 from httptools import (
     HttpParserError, HttpParserInvalidMethodError, HttpParserUpgrade, HttpRequestParser, HttpResponseParser,
@@ -143,15 +143,6 @@ cdef bint next_token(Slice* rest, Slice* token) noexcept:
         if token.size:
             return True
     return False
-
-
-cdef void trim(Slice* s) noexcept:
-    """Drops optional whitespace at both ends (RFC 9110 §5.6.3)."""
-    while s.size and (s.ptr[0] == c' ' or s.ptr[0] == c'\t'):
-        s.ptr += 1
-        s.size -= 1
-    while s.size and (s.ptr[s.size - 1] == c' ' or s.ptr[s.size - 1] == c'\t'):
-        s.size -= 1
 
 
 cdef bint _has_bare_line_end(const char* data, Py_ssize_t size) noexcept:

@@ -12,8 +12,8 @@ from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from backstream._grammar cimport equals_lower, is_token
-from backstream._http._message cimport next_token, trim
-from backstream._slice cimport Slice, slice_of
+from backstream._http._message cimport next_token
+from backstream._slice cimport Slice, slice_of, trim
 
 from backstream._http.errors import MessageError
 

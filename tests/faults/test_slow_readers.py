@@ -48,6 +48,17 @@ def crowd(commands: Processes) -> Iterator[Crowd]:
     made.close()
 
 
+@http_only
+async def endless_app(scope: Any, receive: Any, send: Any) -> None:
+    """Sends as long as its client takes it, but at /ok."""
+    if scope["path"] == "/ok":
+        return await ok_app(scope, receive, send)
+    await begin(send)
+    with contextlib.suppress(OSError):
+        while True:
+            await more(send, BLOCK)
+
+
 async def proxy_with_little_room(commands: Processes, *arguments: str) -> Process:
     """A proxy whose clients' sockets hold a few kilobytes each, so that slow ones are held up soon."""
     with little_room(commands.port) as listener:
@@ -277,18 +288,9 @@ async def test_who_takes_the_place_waits_until_the_service_has_left_it() -> None
 
 
 async def test_one_agents_readers_keep_their_streams_while_another_agent_has_room_and_refuses() -> None:
-    @http_only
-    async def app(scope, receive, send):
-        if scope["path"] == "/ok":
-            return await ok_app(scope, receive, send)
-        await begin(send)
-        with contextlib.suppress(OSError):
-            while True:
-                await more(send, BLOCK)
-
     refused = []
     async with (
-        tunnel(app, session=SessionSettings(max_streams=1)) as pair,
+        tunnel(endless_app, session=SessionSettings(max_streams=1)) as pair,
         await pair.open(receive_buffer=4096) as wire,
     ):
         await wire.send(request("/endless"))
@@ -303,17 +305,8 @@ async def test_one_agents_readers_keep_their_streams_while_another_agent_has_roo
 
 
 async def test_behind_an_asgi_server_who_reads_all_the_time_keeps_its_stream_however_much_waits_for_it() -> None:
-    @http_only
-    async def app(scope, receive, send):
-        if scope["path"] == "/ok":
-            return await ok_app(scope, receive, send)
-        await begin(send)
-        with contextlib.suppress(OSError):
-            while True:
-                await more(send, BLOCK)
-
     async with (
-        served(app, session=SessionSettings(max_streams=1)) as pair,
+        served(endless_app, session=SessionSettings(max_streams=1)) as pair,
         await Wire.connect(("127.0.0.1", pair.port), receive_buffer=4096) as wire,
     ):
         await wire.send(request("/endless"))
