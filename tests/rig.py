@@ -353,25 +353,30 @@ class Upstream:
         name = self._sock.getsockname()
         self.url = f"unix:{name}" if self._path else f"http://127.0.0.1:{name[1]}"
         self._tasks: set[asyncio.Task[None]] = set()
-        self._accepting = asyncio.create_task(self._accept())
+        asyncio.get_running_loop().add_reader(self._sock, self._accept)
         return self
 
     async def __aexit__(self, kind: Any, *_: object) -> None:
-        self._accepting.cancel()
+        asyncio.get_running_loop().remove_reader(self._sock)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(self._accepting, *self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._sock.close()
         if kind is None and self.errors:
             raise self.errors[0]
 
-    async def _accept(self) -> None:
-        while True:
-            sock, _ = await asyncio.get_running_loop().sock_accept(self._sock)
-            self.connections += 1
-            task = asyncio.create_task(self._run(Wire(sock), self.connections))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _accept(self) -> None:
+        # Not `sock_accept`, which loses a socket where it is cancelled in the turn that brings one.
+        try:
+            sock, _ = self._sock.accept()
+        except BlockingIOError:
+            return
+        wire = Wire(sock)
+        self.connections += 1
+        task = asyncio.create_task(self._run(wire, self.connections))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: wire.close())  # one that is cancelled before it begins closes nothing
 
     async def _run(self, wire: Wire, number: int) -> None:
         self.open += 1
