@@ -115,8 +115,13 @@ cdef class _FineTimer:
         self._asyncio_loop = asyncio_loop
         self._callback = callback
         self._fd = create_fine_timer()
-        if self._fd >= 0:
+        if self._fd < 0:
+            return
+        try:
             asyncio_loop.add_reader(self._fd, self._on_time)
+        except (NotImplementedError, OSError):
+            close(self._fd)
+            self._fd = -1
 
     cdef int start(self, double seconds) except -1:
         """Calls back after `seconds`, less than one."""
@@ -238,7 +243,8 @@ cdef class LoopState:
             self._pause_queue(begin, now)
 
     cdef int _pause_queue(self, double begin, double now) except -1:
-        cdef double pause = (now - begin) * (1 / QUEUE_SHARE - 1)
+        # As if none took longer than a turn's share: for one that was held up nobody else is to wait still longer.
+        cdef double pause = min(now - begin, MAX_QUEUE_SECONDS) * (1 / QUEUE_SHARE - 1)
         self._queue_scheduled = len(self._queue) > 0
         if not self._queue_scheduled:
             if self._queue_timer is not None:

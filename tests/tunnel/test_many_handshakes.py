@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import pytest
+
 import backstream
 from backstream._codec import encode_hello
 from backstream._message_codec import pack_frame
@@ -89,6 +91,30 @@ async def test_handshakes_that_come_at_once_are_spread_over_turns_and_requests_a
         assert len(agents.judged) < COUNT / 2
         assert await agents.statuses() == {101: COUNT}
         assert len(set(agents.judged)) > COUNT / 2
+
+
+async def test_one_that_takes_long_does_not_keep_the_next_waiting_twice_as_long() -> None:
+    async with crowd() as agents:
+        times: list[float] = []
+        agents.at_first = lambda: (time.sleep(1.0), times.append(time.monotonic()))
+        agents.come()
+        await until(lambda: len(agents.judged) > 1, "the second has its turn")
+        assert time.monotonic() - times[0] < 1.0
+        assert await agents.statuses() == {101: COUNT}
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, OSError])
+async def test_a_loop_that_watches_no_descriptors_takes_them_one_by_one_all_the_same(error, monkeypatch) -> None:
+    def add_reader(*_: object) -> None:
+        asked.append(error)
+        raise error
+
+    asked: list[type[Exception]] = []
+    async with crowd() as agents:
+        monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", add_reader)
+        agents.come()
+        assert await agents.statuses() == {101: COUNT}
+        assert asked and len(set(agents.judged)) > COUNT / 2
 
 
 async def test_one_whose_judging_is_cancelled_does_not_keep_the_others_waiting() -> None:
