@@ -218,6 +218,24 @@ async def test_whatever_answers_instead_of_a_proxy_is_named_and_tried_again(serv
             assert url in record.getMessage() and words.format(url) in record.getMessage(), record.getMessage()
 
 
+@pytest.mark.parametrize(
+    "lines", ["", "Sec-WebSocket-Protocol: chat\r\n", NATIVE + NATIVE, NATIVE + "Sec-WebSocket-Extensions: x\r\n"]
+)
+async def test_what_lies_behind_an_answer_that_is_refused_is_not_heard(lines: str) -> None:
+    connected: list[backstream.Agent] = []
+    async with Upstream(accepts(HELLO, lines)) as other:
+        settings = backstream.AgentSettings(
+            proxy_url=other.url.replace("http", "ws") + "/ws",
+            client_id="svc",
+            session=backstream.SessionSettings(wire="native"),
+            reconnect_min=0.01,
+            refused_max=0.01,
+        )
+        async with backstream.Agent(settings, app=ok_app, on_connect=connected.append):
+            await until(lambda: other.connections >= 3)
+    assert not connected
+
+
 @pytest.mark.parametrize("rest", [b"", CLOSE, HELLO, HELLO + CLOSE, HELLO + message(goaway()), message(b"rubbish")])
 async def test_a_proxy_that_ends_with_its_first_words_is_dialled_again(rest: bytes) -> None:
     async with Upstream(accepts(rest)) as other:
