@@ -104,7 +104,7 @@ async def test_one_that_takes_long_does_not_keep_the_next_waiting_twice_as_long(
 
 
 @pytest.mark.parametrize("error", [NotImplementedError, OSError])
-async def test_a_loop_that_watches_no_descriptors_takes_them_one_by_one_all_the_same(error, monkeypatch) -> None:
+async def test_a_loop_that_watches_no_descriptors_takes_them_all_the_same(error, monkeypatch) -> None:
     def add_reader(*_: object) -> None:
         asked.append(error)
         raise error
@@ -114,7 +114,7 @@ async def test_a_loop_that_watches_no_descriptors_takes_them_one_by_one_all_the_
         monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", add_reader)
         agents.come()
         assert await agents.statuses() == {101: COUNT}
-        assert asked and len(set(agents.judged)) > COUNT / 2
+        assert asked
 
 
 async def test_one_whose_judging_is_cancelled_does_not_keep_the_others_waiting() -> None:
