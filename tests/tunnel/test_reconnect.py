@@ -204,6 +204,10 @@ CLOSE = b"\x88\x02\x03\xe8"
             accepts(b"", lines=NATIVE + "Sec-WebSocket-Extensions: permessage-deflate\r\n"),
             "uses the extension 'permessage-deflate', which was not offered",
         ),
+        (says(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 40000\r\n\r\n" + b"x" * 40000), "502 Bad Gateway"),
+        (says(b"HTTP/1.1 101 Switching Protocols\r\nA: " + b"a" * 40000), "headers exceed max_size"),
+        (says(f"{SWITCHING}\r\n".encode() + b"x" * 40000), "invalid sec-websocket-accept"),
+        (accepts(b"x" * 40000, lines=NATIVE + NATIVE), "says Sec-WebSocket-Protocol twice"),
         (silent, "no connection to {} within 0.2 s"),
     ],
 )
@@ -216,6 +220,7 @@ async def test_whatever_answers_instead_of_a_proxy_is_named_and_tried_again(serv
             assert not agent.connected and agent.sessions == ()
             record = next(r for r in caplog.records if "next try in" in r.getMessage())
             assert url in record.getMessage() and words.format(url) in record.getMessage(), record.getMessage()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 @pytest.mark.parametrize(
