@@ -69,6 +69,7 @@ cdef enum:
 cdef double TICK = 0.02             # seconds
 cdef double QUEUE_SHARE = 1 / 3.    # of the loop's time that queued work may take
 cdef double MAX_QUEUE_SECONDS = 0.005   # of one turn
+cdef double MAX_QUEUE_PAUSE = 0.1       # seconds: for one that was held up the others do not wait still longer
 cdef double QUEUE_PATIENCE = 5.0    # seconds without an empty queue, after which its pieces follow each other
 cdef double UNREAD_POLL = 0.5       # seconds between two looks at the sockets that are not read
 
@@ -243,8 +244,7 @@ cdef class LoopState:
             self._pause_queue(begin, now)
 
     cdef int _pause_queue(self, double begin, double now) except -1:
-        # As if none took longer than a turn's share: for one that was held up nobody else is to wait still longer.
-        cdef double pause = min(now - begin, MAX_QUEUE_SECONDS) * (1 / QUEUE_SHARE - 1)
+        cdef double pause = min((now - begin) * (1 / QUEUE_SHARE - 1), MAX_QUEUE_PAUSE)
         self._queue_scheduled = len(self._queue) > 0
         if not self._queue_scheduled:
             if self._queue_timer is not None:
