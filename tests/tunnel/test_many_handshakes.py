@@ -127,7 +127,7 @@ async def test_one_whose_judging_is_cancelled_does_not_keep_the_others_waiting()
         assert await agents.statuses() == {0: 1, 101: COUNT - 1}
 
 
-async def test_handshakes_that_take_no_time_share_turns() -> None:
+async def test_handshakes_that_take_no_time_are_all_taken() -> None:
     async with crowd(0) as agents:
         agents.come()
         assert await agents.statuses() == {101: COUNT}
