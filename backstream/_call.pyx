@@ -13,7 +13,7 @@ from libc.stdint cimport int64_t
 
 from backstream._agents cimport AgentLink, AgentTable
 from backstream._buffer cimport Buffer
-from backstream._callbacks cimport pairs_of
+from backstream._callbacks cimport pairs_of_trailers
 from backstream._codec cimport FieldArray, RequestHead, ResponseHead, Trailers, decode_request, encode_request
 from backstream._exchange cimport Exchange, Responder
 from backstream._http._message cimport is_idempotent
@@ -221,7 +221,7 @@ cdef class Call(Responder):
         return self.body.put(data, size)
 
     cdef int send_end(self, const Trailers* trailers) except -1:
-        self.trailers = pairs_of(trailers)
+        self.trailers = pairs_of_trailers(trailers)
         return self._over(None)
 
     cdef int send_error(self, int status, str cause, str detail, str leg) except -1:

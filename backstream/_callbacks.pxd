@@ -2,7 +2,7 @@ from backstream._codec cimport Trailers
 from backstream._stream cimport SessionOwner, StreamHandler
 
 
-cdef tuple pairs_of(const Trailers* trailers)
+cdef tuple pairs_of_trailers(const Trailers* trailers)
 
 
 cdef class Handler(StreamHandler):

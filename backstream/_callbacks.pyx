@@ -7,9 +7,10 @@ from libc.stdint cimport uint32_t
 
 from backstream._buffer cimport Buffer
 from backstream._codec cimport MAX_MESSAGE_SIZE, FieldArray, RequestHead, ResponseHead, Trailers, encode_request
-from backstream._message_codec cimport fill_request, fill_response, fill_trailers, request_object, response_object
+from backstream._message_codec cimport (
+    fill_request, fill_response, fill_trailers, pairs_of, request_object, response_object,
+)
 from backstream._session cimport Session
-from backstream._slice cimport bytes_of
 from backstream._stream cimport SessionOwner, Stream, StreamHandler
 
 cdef bytearray _message = bytearray(MAX_MESSAGE_SIZE)
@@ -43,7 +44,7 @@ cdef class Handler(StreamHandler):
         return 0
 
     cdef int on_end(self, Stream stream, const Trailers* trailers) except -1:
-        self.end_received(stream, pairs_of(trailers))
+        self.end_received(stream, pairs_of_trailers(trailers))
         return 0
 
     cdef int on_reset(self, Stream stream, uint32_t code, str message) except -1:
@@ -55,12 +56,8 @@ cdef class Handler(StreamHandler):
         return 0
 
 
-cdef tuple pairs_of(const Trailers* trailers):
-    cdef Py_ssize_t i
-    if trailers == NULL:
-        return ()
-    return tuple([(bytes_of(trailers.fields[i].name), bytes_of(trailers.fields[i].value))
-                  for i in range(trailers.field_count)])
+cdef tuple pairs_of_trailers(const Trailers* trailers):
+    return () if trailers == NULL else pairs_of(trailers.fields, trailers.field_count)
 
 
 cdef class Owner(SessionOwner):

@@ -69,6 +69,7 @@ cdef enum:
 cdef double TICK = 0.02             # seconds
 cdef double QUEUE_SHARE = 1 / 3.    # of the loop's time that queued work may take
 cdef double MAX_QUEUE_SECONDS = 0.005   # of one turn
+cdef double MAX_QUEUE_PAUSE = 0.1       # seconds: for one that was held up the others do not wait still longer
 cdef double QUEUE_PATIENCE = 5.0    # seconds without an empty queue, after which its pieces follow each other
 cdef double UNREAD_POLL = 0.5       # seconds between two looks at the sockets that are not read
 
@@ -115,8 +116,13 @@ cdef class _FineTimer:
         self._asyncio_loop = asyncio_loop
         self._callback = callback
         self._fd = create_fine_timer()
-        if self._fd >= 0:
+        if self._fd < 0:
+            return
+        try:
             asyncio_loop.add_reader(self._fd, self._on_time)
+        except (NotImplementedError, OSError):
+            close(self._fd)
+            self._fd = -1
 
     cdef int start(self, double seconds) except -1:
         """Calls back after `seconds`, less than one."""
@@ -262,7 +268,7 @@ cdef class LoopState:
             self._pause_queue(begin, now)
 
     cdef int _pause_queue(self, double begin, double now) except -1:
-        cdef double pause = (now - begin) * (1 / QUEUE_SHARE - 1)
+        cdef double pause = min((now - begin) * (1 / QUEUE_SHARE - 1), MAX_QUEUE_PAUSE)
         self._queue_scheduled = self.has_queue()
         if not self._queue_scheduled:
             if self._queue_timer is not None:

@@ -24,6 +24,7 @@ cdef class ServiceLink(SessionLink):
         object _settings                # SessionSettings
         object _seed                    # makes the session where the proxy does not speak the native wire, or None
         readonly double since           # monotonic seconds
+        readonly str fault              # what is wrong with the proxy's answer to the handshake, "" where nothing is
         readonly object goaway          # the proxy's, once it came
         bint _drained_told
     cdef int check_drained(self) except -1

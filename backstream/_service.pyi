@@ -19,6 +19,7 @@ class CallbackService(Service):
 
 class ServiceLink(SessionLink):
     since: float
+    fault: str
     goaway: GoAway | None
     def __init__(
         self,

@@ -14,8 +14,10 @@ from backstream._session cimport Session
 from backstream._stream cimport Stream, StreamHandler
 from backstream._websocket cimport SessionLink
 
+from backstream._http._handshake import answer_fault
 from backstream._messages import Hello
 from backstream._version import SOFTWARE
+from backstream._websocket import SUBPROTOCOL
 
 logger = logging.getLogger("backstream.agent")
 
@@ -64,6 +66,7 @@ cdef class ServiceLink(SessionLink):
         self._seed = seed
         self._settings = settings
         self.name = name
+        self.fault = ""
         self.set_session_name(instance, generation)
         self.since = monotonic()
         self.begin(loop, Session(self, False, hello, budget, settings.max_window, settings.upgraded_max_window),
@@ -73,7 +76,14 @@ cdef class ServiceLink(SessionLink):
         return f"<ServiceLink {self.name}>"
 
     cdef int connected(self, WSTransport transport) except -1:
-        if self._seed is not None and not transport.response.headers.get("Sec-WebSocket-Protocol"):
+        cdef object headers = transport.response.headers
+        cdef object offered = None if self._settings.wire == "seed" else SUBPROTOCOL
+        self.fault = answer_fault(headers.items(), offered, needed=self._seed is None)
+        if self.fault:
+            # Before anything that the proxy sent behind its answer is taken.
+            transport.disconnect()
+            return self.lose(self.fault)
+        if self._seed is not None and not headers.get("Sec-WebSocket-Protocol"):
             self._speak_seed()
         return SessionLink.connected(self, transport)
 

@@ -9,8 +9,8 @@ Rules that hold here:
 - TCP opens a small window in steps of some kilobytes, so that a reader above the rate seems to rest between two of
   them: what it took beyond the least is its credit, within a limit.
 - What its kernel takes at first, whether it reads or not, is worth nothing: it is fresh for a while, and measured from
-  then on. Each one that enters has others looked at whose while is over, so that those who gather without anybody's
-  needing a place have been measured for long when somebody does.
+  then on. Each one that enters has others looked at whose while is over: those who gather one after another have been
+  measured for long when somebody needs a place, but for the last; of those who came at once the measuring begins then.
 """
 
 from libc.stdint cimport int64_t
@@ -107,7 +107,7 @@ cdef class SlowReaders:
         return 0
 
     cdef double waiting_since(self) noexcept:
-        """When the measuring of the first one began, in seconds; 0 where nobody is measured."""
+        """When the measuring of the first one began, or where nobody is measured it came; 0 where nobody is in line."""
         cdef SlowReader first = self.measured.first
         if first is None:
             first = self.fresh.first

@@ -101,7 +101,8 @@ cdef class ReadGuard(_ProtocolBase):
     cdef:
         SessionLink _link
         FrameCutter _cutter             # what reads come to first; None where they go to picows as they are
-        object _protocol
+        object _raw                     # the asyncio transport, while it is connected
+        object _protocol                # picows'
         object _get_buffer
         object _buffer_updated
         object error                    # with which the connection was lost

@@ -303,7 +303,8 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
         """Hands picows bytes that are not in its buffer yet."""
         cdef Py_buffer room
         cdef Py_ssize_t count
-        while size > 0 and not self._link._lost:
+        # picows closes on what it refuses, and asyncio complains of a protocol that is given more all the same.
+        while size > 0 and not self._link._lost and not self._raw.is_closing():
             PyObject_GetBuffer(self._get_buffer(-1), &room, PyBUF_WRITABLE)
             count = min(size, room.len)
             memcpy(room.buf, data, count)
@@ -334,12 +335,13 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
         return 0
 
     def connection_made(self, transport):
+        self._raw = transport
         self._protocol.connection_made(transport)
 
     def connection_lost(self, exc):
         self.error = exc
         self._protocol.connection_lost(exc)
-        self._protocol = self._get_buffer = self._buffer_updated = None
+        self._raw = self._protocol = self._get_buffer = self._buffer_updated = None
         self._link.lose("the connection was lost")
         self._link.let_go()
 

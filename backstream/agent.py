@@ -24,7 +24,6 @@ from backstream._applications import AsgiApp, application_service, function_serv
 from backstream._callbacks import Handler
 from backstream._flow import WindowBudget
 from backstream._hooks import Hooks
-from backstream._http._handshake import answer_fault
 from backstream._http._upstream import UpstreamService
 from backstream._loop import loop_state
 from backstream._messages import Notify, RequestHead
@@ -354,16 +353,10 @@ class Agent:
             raise ConnectionFailed(f"no connection to {where}: {error}") from None
         except RuntimeError as error:
             raise ConnectionFailed(f"{where} does not speak WebSocket: {error}", refused=True) from None
+        if link.fault:
+            raise ConnectionFailed(f"{where} {link.fault}", refused=True)
         if transport.response is None or transport.is_disconnected:
             raise ConnectionFailed(f"{where} closed the connection during the handshake")
-        chosen = transport.response.headers.get("Sec-WebSocket-Protocol") or ""
-        if chosen != (SUBPROTOCOL if link.wire == "native" else "") or (chosen and not offered):
-            transport.disconnect()
-            what = f"wants the subprotocol {chosen!r}" if chosen else f"does not take the subprotocol {SUBPROTOCOL}"
-            raise ConnectionFailed(f"{where} {what}", refused=True)
-        if fault := answer_fault(transport.response.headers.items()):
-            transport.disconnect()
-            raise ConnectionFailed(f"{where} {fault}", refused=True)
         if not link.is_lost:
             self._links.add(link)
             link.begin_service()

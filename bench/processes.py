@@ -150,7 +150,8 @@ class Fleet:
     def kill(self, pid: int) -> int:
         """SIGKILL to a process of the fleet and those that it has started, as a crash; when, of `time.monotonic_ns`."""
         # sshd serves each connection in a process with a group of its own, which would outlive it.
-        members = _tree(pid)
+        # Of one that has ended by itself the pid may be another's already.
+        members = _tree(pid) if self.runs(pid) else []
         killed_at = time.monotonic_ns()
         for member in members:
             with suppress(ProcessLookupError):

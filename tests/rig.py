@@ -366,19 +366,17 @@ class Upstream:
             raise self.errors[0]
 
     def _accept(self) -> None:
+        # Not `sock_accept`, which loses a socket where it is cancelled in the turn that brings one.
         try:
-            wire = Wire(self._sock.accept()[0])
+            sock, _ = self._sock.accept()
         except BlockingIOError:
             return
+        wire = Wire(sock)
         self.connections += 1
         task = asyncio.create_task(self._run(wire, self.connections))
         self._tasks.add(task)
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            wire.close()  # also where the task was cancelled before its first step
-
-        task.add_done_callback(ended)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: wire.close())  # one that is cancelled before it begins closes nothing
 
     async def _run(self, wire: Wire, number: int) -> None:
         self.open += 1

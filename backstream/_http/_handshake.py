@@ -53,13 +53,14 @@ def judge_handshake(
     return AgentHandshake(client_id, keys[0])
 
 
-def answer_fault(fields: Iterable[tuple[str, str]]) -> str:
+def answer_fault(fields: Iterable[tuple[str, str]], subprotocol: str | None, *, needed: bool) -> str:
     """What is wrong with a 101's fields (name, value) beside what picows judges; "" where nothing is.
 
-    RFC 6455 §4.1 has the client fail the connection where an extension is used that it did not offer; §11.3.3 and
-    §11.3.4 let accept and protocol stand once.
+    subprotocol: what was offered, or None; needed: whether the proxy must take it. RFC 6455 §4.1 has the client fail
+    the connection where an extension or a subprotocol is used that it did not offer; §11.3.3 and §11.3.4 let accept and
+    protocol stand once.
     """
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for name, value in fields:
         lower = name.lower()
         if lower == "sec-websocket-extensions" and value.strip():
@@ -67,7 +68,12 @@ def answer_fault(fields: Iterable[tuple[str, str]]) -> str:
         if lower in ("sec-websocket-accept", "sec-websocket-protocol"):
             if lower in seen:
                 return f"says {name} twice"
-            seen.add(lower)
+            seen[lower] = value
+    chosen = seen.get("sec-websocket-protocol", "")
+    if chosen and chosen != subprotocol:
+        return f"wants the subprotocol {chosen[:100]!r}"
+    if needed and not chosen:
+        return f"does not take the subprotocol {subprotocol}"
     return ""
 
 

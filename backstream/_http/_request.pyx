@@ -118,6 +118,7 @@ cdef double timeout_of(const Asked* asked, double usual, double most) except? -1
             raise MessageError(400, f"header x-backstream-request-timeout: {error}") from None
     if seconds < 0:
         seconds = 0
-    elif 0 < seconds < LEAST_LIMIT:
-        seconds = LEAST_LIMIT       # less would round to a time budget of 0, which is none
-    return most if most > 0 and (seconds == 0 or seconds > most) else seconds
+    if most > 0 and (seconds == 0 or seconds > most):
+        seconds = most
+    # Less would round to a time budget of 0, which is none.
+    return LEAST_LIMIT if 0 < seconds < LEAST_LIMIT else seconds

@@ -78,10 +78,18 @@ async def test_a_request_without_a_body_is_head_and_end_in_one() -> None:
         assert streams.is_closed(handler.stream)
 
 
-async def test_a_time_limit_below_a_millisecond_is_no_budget_of_0() -> None:
+@pytest.mark.parametrize(
+    ("proxy", "lines"),
+    [
+        ({}, ["x-backstream-request-timeout: 1ns"]),
+        ({"request_timeout": 1e-7}, []),
+        ({"max_request_timeout": 1e-7}, ["x-backstream-request-timeout: 0"]),
+    ],
+)
+async def test_a_time_limit_below_a_millisecond_is_no_budget_of_0(proxy, lines) -> None:
     handlers = Handlers()
-    async with handled(handlers) as pair, await pair.open() as wire:
-        await wire.send(request("/", lines=["x-backstream-request-timeout: 1ns"]))
+    async with handled(handlers, proxy=proxy) as pair, await pair.open() as wire:
+        await wire.send(request("/", lines=lines))
         handler = await handlers.next()
         assert handler.head.time_budget_ms == 1
         assert (await wire.answer()).status == 504

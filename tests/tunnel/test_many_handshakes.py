@@ -116,6 +116,30 @@ async def test_an_agent_that_a_request_waits_for_has_its_turn_before_the_others(
         assert len(agents.judged) < COUNT
 
 
+async def test_one_that_takes_long_does_not_keep_the_next_waiting_twice_as_long() -> None:
+    async with crowd() as agents:
+        times: list[float] = []
+        agents.at_first = lambda: (time.sleep(1.0), times.append(time.monotonic()))
+        agents.come()
+        await until(lambda: len(agents.judged) > 1, "the second has its turn")
+        assert time.monotonic() - times[0] < 1.0
+        assert await agents.statuses() == {101: COUNT}
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, OSError])
+async def test_a_loop_that_watches_no_descriptors_takes_them_all_the_same(error, monkeypatch) -> None:
+    def add_reader(*_: object) -> None:
+        asked.append(error)
+        raise error
+
+    asked: list[type[Exception]] = []
+    async with crowd() as agents:
+        monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", add_reader)
+        agents.come()
+        assert await agents.statuses() == {101: COUNT}
+        assert asked
+
+
 async def test_one_whose_judging_is_cancelled_does_not_keep_the_others_waiting() -> None:
     def cancelled() -> None:
         raise asyncio.CancelledError
@@ -126,7 +150,7 @@ async def test_one_whose_judging_is_cancelled_does_not_keep_the_others_waiting()
         assert await agents.statuses() == {0: 1, 101: COUNT - 1}
 
 
-async def test_handshakes_that_take_no_time_share_turns() -> None:
+async def test_handshakes_that_take_no_time_are_all_taken() -> None:
     async with crowd(0) as agents:
         agents.come()
         assert await agents.statuses() == {101: COUNT}

@@ -204,6 +204,10 @@ CLOSE = b"\x88\x02\x03\xe8"
             accepts(b"", lines=NATIVE + "Sec-WebSocket-Extensions: permessage-deflate\r\n"),
             "uses the extension 'permessage-deflate', which was not offered",
         ),
+        (says(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 40000\r\n\r\n" + b"x" * 40000), "502 Bad Gateway"),
+        (says(b"HTTP/1.1 101 Switching Protocols\r\nA: " + b"a" * 40000), "headers exceed max_size"),
+        (says(f"{SWITCHING}\r\n".encode() + b"x" * 40000), "invalid sec-websocket-accept"),
+        (accepts(b"x" * 40000, lines=NATIVE + NATIVE), "says Sec-WebSocket-Protocol twice"),
         (silent, "no connection to {} within 0.2 s"),
     ],
 )
@@ -216,6 +220,25 @@ async def test_whatever_answers_instead_of_a_proxy_is_named_and_tried_again(serv
             assert not agent.connected and agent.sessions == ()
             record = next(r for r in caplog.records if "next try in" in r.getMessage())
             assert url in record.getMessage() and words.format(url) in record.getMessage(), record.getMessage()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+@pytest.mark.parametrize(
+    "lines", ["", "Sec-WebSocket-Protocol: chat\r\n", NATIVE + NATIVE, NATIVE + "Sec-WebSocket-Extensions: x\r\n"]
+)
+async def test_what_lies_behind_an_answer_that_is_refused_is_not_heard(lines: str) -> None:
+    connected: list[backstream.Agent] = []
+    async with Upstream(accepts(HELLO, lines)) as other:
+        settings = backstream.AgentSettings(
+            proxy_url=other.url.replace("http", "ws") + "/ws",
+            client_id="svc",
+            session=backstream.SessionSettings(wire="native"),
+            reconnect_min=0.01,
+            refused_max=0.01,
+        )
+        async with backstream.Agent(settings, app=ok_app, on_connect=connected.append):
+            await until(lambda: other.connections >= 3)
+    assert not connected
 
 
 @pytest.mark.parametrize("rest", [b"", CLOSE, HELLO, HELLO + CLOSE, HELLO + message(goaway()), message(b"rubbish")])
