@@ -13,10 +13,10 @@ from libc.string cimport memchr, memcmp
 
 from backstream._buffer cimport Buffer, reserve
 from backstream._codec cimport MAX_HEAD_SIZE, Field, FieldArray
-from backstream._grammar cimport is_field_value, is_token
+from backstream._grammar cimport is_field_value, is_token, nominated_by
 from backstream._protobuf cimport BYTES, VARINT, Cursor, cursor_of, read_bytes, read_tag, read_varint, skip_member
 from backstream._seed_text cimport (
-    escape_path, escape_query, is_utf8, nominated_by, same, stays_here, trim, write_lower,
+    escape_path, escape_query, is_utf8, same, stays_here, trim, write_lower,
 )
 from backstream._slice cimport Slice, bytes_of, equals, slice_of
 

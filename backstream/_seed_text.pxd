@@ -8,7 +8,6 @@ cdef void trim(Slice* s) noexcept
 cdef void write_canonical(char* at, Slice name) noexcept
 cdef void write_lower(char* at, Slice name) noexcept
 cdef bint stays_here(Slice name) noexcept
-cdef frozenset nominated_by(bytes connection)
 cdef char* escape_path(char* at, Slice text) noexcept
 cdef char* escape_query(char* at, Slice text) noexcept
 cdef bytes raw_path(Slice path)
