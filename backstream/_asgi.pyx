@@ -17,7 +17,7 @@ from libc.string cimport memchr, memcmp
 from backstream._codec cimport (
     BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray, RequestHead, ResponseHead, Trailers,
 )
-from backstream._grammar cimport equals_lower, is_connection_field, is_field_value, is_lower_token
+from backstream._grammar cimport equals_lower, is_connection_field, is_field_value, is_lower_token, nominated_by
 from backstream._http._message cimport content_length
 from backstream._http._trailers cimport keep_trailers
 from backstream._loop cimport LoopMember, loop_state
@@ -603,6 +603,7 @@ cdef class AsgiRequest(StreamHandler):
         cdef int64_t length
         cdef bytes name, value
         cdef list lowered = None
+        cdef list connections = None
         self.length = -1
         fields.count = 0
         for pair in headers:
@@ -632,9 +633,23 @@ cdef class AsgiRequest(StreamHandler):
                     if self.length >= 0 and self.length != length:
                         raise RuntimeError("two Content-Lengths that differ")
                     self.length = length
+                elif equals(field.name, b"connection", 10):
+                    if connections is None:
+                        connections = []
+                    connections.append(bytes_of(field.value))
                 continue
             fields.add(field)
+        if connections is not None:
+            self._drop_nominated(fields, nominated_by(b",".join(connections)))
         return lowered
+
+    def _drop_nominated(self, FieldArray fields, names):
+        cdef Py_ssize_t i, count = 0
+        for i in range(fields.count):
+            if bytes_of(fields.items[i].name) not in names:
+                fields.items[count] = fields.items[i]
+                count += 1
+        fields.count = count
 
     def _malformed_header(self, bytes name):
         raise RuntimeError(f"a response header with characters that may not stand in it: {name!r}")

@@ -200,3 +200,16 @@ cdef bint is_connection_field(Slice name) noexcept:
     if name.size == 17:
         return memcmp(name.ptr, b"transfer-encoding", 17) == 0
     return False
+
+
+cdef frozenset OF_THE_WAY = frozenset((b"forwarded", b"max-forwards", b"via", b"x-real-ip", b"x-request-id"))
+
+
+cdef frozenset nominated_by(bytes connection):
+    """The fields, in lower case, that a Connection field makes those of its hop (RFC 9110 §7.6.1).
+
+    None of those that say of a request's way, or that are this project's: a client has no say in these.
+    """
+    cdef list names = [name.strip(b" \t").lower() for name in connection.split(b",")]
+    return frozenset([name for name in names
+                      if name not in OF_THE_WAY and not name.startswith((b"x-backstream-", b"x-forwarded-"))])

@@ -49,6 +49,7 @@ cdef class SeedReader:
     cdef int _add(self, Slice name, Slice value) except -1
     cdef Py_ssize_t _names_size(self) except -1
     cdef int _finish_fields(self) except -1
+    cdef int _drop_nominated(self, frozenset names) except -1
     cdef int _make_target(self, Slice path, Slice query) except -1
 
 

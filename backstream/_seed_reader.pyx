@@ -13,12 +13,12 @@ from libc.string cimport memchr, memcmp
 
 from backstream._buffer cimport Buffer, reserve
 from backstream._codec cimport MAX_HEAD_SIZE, Field, FieldArray
-from backstream._grammar cimport is_field_value, is_token
+from backstream._grammar cimport is_field_value, is_token, nominated_by
 from backstream._protobuf cimport BYTES, VARINT, Cursor, cursor_of, read_bytes, read_tag, read_varint, skip_member
 from backstream._seed_text cimport (
     escape_path, escape_query, is_utf8, same, stays_here, write_lower,
 )
-from backstream._slice cimport Slice, equals, slice_of, trim
+from backstream._slice cimport Slice, bytes_of, equals, slice_of, trim
 
 from backstream.errors import HeadError
 
@@ -434,6 +434,7 @@ cdef class SeedReader:
         cdef Py_ssize_t i, count = 0
         cdef char* at
         cdef Field field
+        cdef list connections = None
         for i in range(self.fields.count):
             field = self.fields.items[i]
             if not is_field_value(field.value):
@@ -444,12 +445,25 @@ cdef class SeedReader:
             if field.name.size == 14 and memcmp(at, b"content-length", 14) == 0:
                 self.declared_length = _length(field.value)
             if stays_here(field.name):
+                if field.name.size == 10 and memcmp(at, b"connection", 10) == 0:
+                    if connections is None:
+                        connections = []
+                    connections.append(bytes_of(field.value))
                 continue
             if field.name.size == 28 and memcmp(at, b"x-backstream-request-timeout", 28) == 0:
                 self.timeout = field.value
             self._text.size += field.name.size
             self.fields.items[count] = field
             count += 1
+        self.fields.count = count
+        return 0 if connections is None else self._drop_nominated(nominated_by(b",".join(connections)))
+
+    cdef int _drop_nominated(self, frozenset names) except -1:
+        cdef Py_ssize_t i, count = 0
+        for i in range(self.fields.count):
+            if bytes_of(self.fields.items[i].name) not in names:
+                self.fields.items[count] = self.fields.items[i]
+                count += 1
         self.fields.count = count
         return 0
 

@@ -429,7 +429,11 @@ async def connect_tls(make_protocol, host, port, context, sock=None):
             await loop.create_connection(lambda: transport, host, port)
         else:
             await loop.create_connection(lambda: transport, sock=sock)
-        await done
+        try:
+            await done
+        except ConnectionError as error:
+            # TCP's connection had come about: it is the handshake that failed.
+            raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the connection ended in the TLS handshake") from error
     except BaseException:
         done.cancel()       # how the handshake ends is of no interest any more
         transport.abort()

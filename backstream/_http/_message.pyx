@@ -681,6 +681,9 @@ cdef class ResponseReader(MessageReader):
         self.parser = HttpResponseParser(self)
         return 0
 
+    cdef int too_large(self, str what) except -1:
+        raise MessageError(502, what, "http_response_header_section_size")
+
     cdef int start_line(self, char* line, Py_ssize_t size) except -1:
         """HTTP-version SP status-code SP [reason-phrase] (RFC 9112 §4); the space before no reason may be absent."""
         if (size < 12 or memcmp(line, b"HTTP/1.", 7) != 0 or not c'0' <= line[7] <= c'1' or line[8] != c' '

@@ -50,7 +50,7 @@ cdef int take_fields(RequestReader reader, Asked* asked, bytes name, bint keep_x
                 rest = field.value
                 while next_token(&rest, &token):
                     if equals_lower(token, b"trailers", 8):
-                        asked.takes_trailers = True
+                        asked.takes_trailers = reader.minor > 0     # there are no chunks in HTTP/1.0
                 continue
             elif field.kind == FIELD_EXPECT:
                 # RFC 9110 §10.1.1: nothing to wait for in HTTP/1.0 and without a body.

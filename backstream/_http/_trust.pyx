@@ -209,9 +209,17 @@ cdef int read_forwarded(Slice value, Chain* chain) except -1:
         if hop == NULL:
             hop = _new_hop(chain)
         if equals_lower(name, b"for", 3):
-            hop.node = text
+            _set_once(&hop.node, text)
         elif equals_lower(name, b"proto", 5):
-            hop.proto = text
+            _set_once(&hop.proto, text)
+
+
+cdef int _set_once(Slice* parameter, Slice text) except -1:
+    """RFC 7239 §4: each parameter no more than once in an element. Two answers are none."""
+    if parameter.ptr != NULL:
+        raise MessageError(400, "malformed Forwarded")
+    parameter[0] = text
+    return 0
 
 
 cdef const Hop* find_client(Networks trusted, const Chain* chain, Address* client) noexcept:

@@ -44,6 +44,7 @@ cdef enum:
     UPSTREAM_UNREACHABLE = 33
     UPSTREAM_RESET = 34
     UPSTREAM_PROTOCOL = 35
+    TOO_LARGE = 37
     UPSTREAM_CONNECT_TIMEOUT = 39
     UPSTREAM_DNS = 40
     UPSTREAM_UNROUTABLE = 41
@@ -551,7 +552,10 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         except MessageError as error:
             logger.warning("the upstream %s sent a malformed answer: %s", self.service.where, error,
                            extra=None if self.request is None else self.request.log_fields())
-            self._broken(UPSTREAM_PROTOCOL, f"the upstream's answer is malformed: {error}")
+            if error.cause == "http_response_header_section_size":
+                self._broken(TOO_LARGE, f"the upstream's answer: {error}")
+            else:
+                self._broken(UPSTREAM_PROTOCOL, f"the upstream's answer is malformed: {error}")
         except StreamError as error:
             self._broken(error.code, f"the upstream's answer: {error}")
         if self.request is not None and not self.closed:

@@ -320,6 +320,23 @@ def test_fields_of_the_connection_stay_and_a_length_is_told_apart(as_json: bool)
     )
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_fields_that_connection_names_stay_too(as_json: bool) -> None:
+    event = seed_pb2.EventHTTPRequest(method="GET", rawPath="/")
+    names = ["X-A", "x-b", "X-Kept", "Forwarded", "X-Forwarded-For", "X-Backstream-Client-Id", "Via", "Close"]
+    for name in names:
+        event.headers[name].extend(["1"])
+    event.headers["Connection"].extend(["close, X-a ,x-B", "Forwarded,X-FORWARDED-For,x-backstream-client-id,via"])
+    fields = _seed_codec.unpack_request(encoded(event, as_json), as_json)[2]
+    assert {name for name, _ in fields} == {
+        b"x-kept",
+        b"forwarded",
+        b"x-forwarded-for",
+        b"x-backstream-client-id",
+        b"via",
+    }
+
+
 def test_of_two_entries_with_one_key_the_last_one_holds_as_in_every_map() -> None:
     def entry(key: bytes, value: bytes) -> bytes:
         return member(2, 2, member(1, 2, key) + member(2, 2, member(1, 2, member(3, 2, value))))

@@ -170,7 +170,14 @@ async def test_a_trusted_chain_names_the_client(said: list[str], client: list[An
     assert seen.scheme == scheme
 
 
-@pytest.mark.parametrize("said", ['for="', 'for="a\\', "for", "for=", "=a", 'for="a"b', 'for=a"b', "f or=a", "for=a b"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        *('for="', 'for="a\\', "for", "for=", "=a", 'for="a"b', 'for=a"b', "f or=a", "for=a b"),
+        # RFC 7239 §4: no parameter more than once.
+        *("for=192.0.2.9;FOR=192.0.2.8", "proto=https;for=a;proto=http", 'for="";for=a'),
+    ],
+)
 async def test_a_malformed_chain_cannot_swallow_what_a_trusted_proxy_wrote(said: str) -> None:
     async with rig.tunnel(show, proxy={"trust_forwarded": LOOPBACK}) as tunnel:
         assert (await tunnel.get(lines=[f"Forwarded: {said}, for=192.0.2.1"])).status == 400

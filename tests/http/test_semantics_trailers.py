@@ -53,15 +53,17 @@ async def test_trailers_are_dropped_for_a_client_that_did_not_ask() -> None:
     assert not any(request.all("te") or request.all("connection") for request in recorder.seen)
 
 
-async def test_trailers_are_dropped_for_http_1_0() -> None:
+async def test_trailers_are_neither_asked_for_nor_announced_nor_sent_for_http_1_0() -> None:
+    recorder = rig.Recorder(answer_with(b"X-Sum: 9", fields=b"Trailer: X-Sum\r\n"))
     async with (
-        rig.Upstream(rig.always(answer_with(b"X-Sum: 9"))) as upstream,
+        rig.Upstream(recorder) as upstream,
         rig.tunnel(upstream=upstream.url) as tunnel,
         await tunnel.open() as wire,
     ):
         await wire.send(rig.request(version="1.0", lines=[TE]))
-        await wire.head()
+        assert (await wire.head()).get("trailer") is None
         assert await wire.rest() == (b"hello", "fin")
+    assert recorder.seen[0].get("te") is None and recorder.seen[0].get("connection") is None
 
 
 @pytest.mark.parametrize(

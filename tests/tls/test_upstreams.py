@@ -122,6 +122,22 @@ async def test_an_upstream_that_is_not_verified_gets_no_request(
         assert not any(b"secret" in data for data in got)
 
 
+@pytest.mark.parametrize("reset", [False, True])
+async def test_an_upstream_that_ends_the_connection_in_the_handshake_failed_in_tls(certificates, reset) -> None:
+    async def serve(reader, writer):
+        if not reset:
+            await reader.readexactly(100)
+        # Closed on bytes that nobody read, it is reset.
+
+    async with (
+        SecureUpstream(certificates.server, serve, plain=True) as upstream,
+        tunnel(upstream=upstream.url, upstream_ca=certificates.ca) as pair,
+    ):
+        answer = await pair.get()
+        assert answer.status == 502
+        assert "error=tls_protocol_error; leg=service;" in answer.get("proxy-status").decode()
+
+
 async def test_bulk_travels_both_ways(certificates) -> None:
     size = 16 * 1024 * 1024
     got = hashlib.sha256()

@@ -533,9 +533,10 @@ async def test_repeated_response_headers_keep_their_order_and_hop_by_hop_ones_do
     async def app(scope, receive, send):
         headers = [
             (b"Set-Cookie", b"a=1"),
-            (b"connection", b"keep-alive"),
+            (b"connection", b"keep-alive, X-B"),
             (b"te", b"trailers"),
             (b"x-a", b"1"),
+            (b"x-b", b"2"),
             (b"transfer-encoding", b"chunked"),
             (b"set-cookie", b"b=2"),
             (b"keep-alive", b"timeout=5"),
@@ -545,7 +546,7 @@ async def test_repeated_response_headers_keep_their_order_and_hop_by_hop_ones_do
     async with tunnel(app) as pair:
         got = await pair.get()
         assert got.all("set-cookie") == [b"a=1", b"b=2"] and got.get("x-a") == b"1"
-        assert [got.get(name) for name in ("connection", "keep-alive", "te")] == [None] * 3
+        assert [got.get(name) for name in ("connection", "keep-alive", "te", "x-b")] == [None] * 4
         assert got.get("transfer-encoding") is None and got.get("content-length") == b"2"
 
 
