@@ -771,8 +771,10 @@ class Lifespan:
         self._task = asyncio.ensure_future(self._run())
         self._events.put_nowait({"type": "lifespan.startup"})
         try:
-            await asyncio.wait_for(self._started.wait(), LIFESPAN_SECONDS)
-        except asyncio.TimeoutError:
+            # Not `wait_for`: where the event comes as it is cancelled, it takes no notice of that (Python 3.11).
+            async with asyncio.timeout(LIFESPAN_SECONDS):
+                await self._started.wait()
+        except TimeoutError:
             self._task.cancel()
             raise ConfigurationError(f"the application's start-up took longer than {LIFESPAN_SECONDS:g} s") from None
         except asyncio.CancelledError:

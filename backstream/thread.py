@@ -34,18 +34,22 @@ class AgentThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._abandoned = False
         # Not `join`: interrupted, it takes a thread that runs for one that has ended (Python 3.11, 3.12).
         self._ended = threading.Event()
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread = threading.Thread(
             target=self._run, name=f"backstream agent {agent.settings.client_id}", daemon=True
         )
-        self._thread.start()
         try:
+            self._thread.start()
             self._started.result()
         except BaseException:
-            # Its start failed, or the program gave up waiting for it (KeyboardInterrupt).
-            self.close()
+            # Its start failed, or the program gave up waiting for it (KeyboardInterrupt): perhaps before it had a loop.
+            self._abandoned = True
+            self._ask(False)
+            if self._ended.wait(EXIT_SECONDS):
+                self._thread.join()
             raise
         atexit.register(self._at_exit)
 
@@ -135,6 +139,8 @@ class AgentThread:
 
     async def _serve(self) -> None:
         self._main = asyncio.current_task()
+        if self._abandoned:
+            return
         try:
             await self.agent.start()
         except BaseException as error:

@@ -202,10 +202,9 @@ def program(body: str, url: str) -> Iterator[subprocess.Popen[str]]:
     ids=["forgotten", "forgotten and interrupted", "context", "within stop", "within start", "asyncio.run"],
 )
 async def test_a_program_ends_at_once_and_its_agent_in_good_order(body, interrupt, status) -> None:
-    async with tunnel(agents=0, check=False) as pair:
+    async with tunnel(agents=0, check=False) as pair, await pair.open() as wire:
         with program(body, "ws://{}:{}/ws".format(*pair.address)) as process:
             assert await asyncio.to_thread(process.stdout.readline) == "connected\n"
-            wire = await pair.open()
             if body != STARTING:
                 await wire.send(request())
                 await wire.until(b"begun")
@@ -224,4 +223,18 @@ async def test_a_program_ends_at_once_and_its_agent_in_good_order(body, interrup
             assert errors.count("Traceback") == (0 if not interrupt else 2 if body == ASYNC else 1), errors
             assert not interrupt or errors.endswith("KeyboardInterrupt\n"), errors
             await until(lambda: not len(pair.proxy.agents))
-            wire.close()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_program_that_is_interrupted_as_the_thread_begins_leaves_none(begun: bool, monkeypatch) -> None:
+    def interrupted(thread: threading.Thread) -> None:
+        if begun:
+            start(thread)
+        raise KeyboardInterrupt
+
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr(backstream.thread, "EXIT_SECONDS", LIMIT if begun else 0.01)
+    with pytest.raises(KeyboardInterrupt):
+        agent_for("ws://127.0.0.1:1/ws").start_in_thread()
+    assert threads() == []
