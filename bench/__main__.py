@@ -131,11 +131,11 @@ def main() -> None:
     end_on_signals()
 
 
-@main.command(short_help="Measure everything, in 10 to 20 minutes.")
+@main.command(short_help="Measure everything, in 10 to 30 minutes.")
 @_options
 @click.option("--quick", is_flag=True, help="The same as the command quick.")
 def run(quick: bool, only: tuple[str, ...], **settings: object) -> None:
-    """Measure everything, in 10 to 20 minutes, and print one table and the project's targets against it.
+    """Measure everything, in 10 to 30 minutes, and print one table and the project's targets against it.
 
     The exit status is 1 if something failed; a missed target or a skipped contender is no failure.
     """
