@@ -116,7 +116,7 @@ cdef class Stream:
     cdef bint is_closed(self) noexcept
     cdef bint local_ended(self) noexcept
     cdef bint remote_ended(self) noexcept
-    cdef bint _grow_window(self) except -1
-    cdef bint _shrink_window(self, Pace pace) except -1
+    cdef int _grow_window(self) except -1
+    cdef int _shrink_window(self, Pace pace) except -1
     cdef int _drop_staged(self) except -1
     cdef int _check_room(self) except -1

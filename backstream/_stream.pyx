@@ -30,7 +30,7 @@ cdef enum:
 
     MAX_INTERIM = 16
     STAGE_SIZE = 131072             # bytes a source may stage ahead of the transport
-    GENEROUS_GROWTH = 196608        # bytes of windows' growth that a session gets more easily
+    GENEROUS_GROWTH = 458752        # bytes of windows' growth that a session gets more easily
     SMALLEST_WINDOW = 16384         # that a crowd leaves to a stream
 
 
@@ -301,9 +301,11 @@ cdef class Stream:
             pace = window_end_round(&self._window, session.owner.now(), session.round_trip,
                                     alone and session.share.used_bytes < GENEROUS_GROWTH)
             if pace == FAST or pace == SLOW and self._window.window * 2 <= session._initial_window:
-                due = self._grow_window() or due
+                self._grow_window()
             elif pace == SLOW or pace == CROWDED:
-                due = self._shrink_window(pace) or due
+                self._shrink_window(pace)
+            # Judged anew: of a window that was halved a few bytes may be left, and small grants are a flood.
+            due = window_grant_due(&self._window)
         if due and self._window.ungranted > 0:
             if self._pending_grant == 0:
                 session._grants.append(self)
@@ -311,28 +313,26 @@ cdef class Stream:
             self._pending_grant += <uint32_t>window_grant(&self._window)
         return 0
 
-    cdef bint _grow_window(self) except -1:
-        """Whether there is more to grant."""
+    cdef int _grow_window(self) except -1:
         cdef SessionBase session = self.session
         cdef int64_t limit = session._max_upgraded_window if self.upgraded else session._max_window
         cdef int64_t extra = self._window.window
         if extra * 2 > session._initial_window:
             if extra * 2 > limit or not session.budget.take(session.share, extra):
-                return False
+                return 0
             self._budget_bytes += extra
         window_double(&self._window)
-        return True
+        return 0
 
-    cdef bint _shrink_window(self, Pace pace) except -1:
-        """Whether a grant is due of the smaller window."""
+    cdef int _shrink_window(self, Pace pace) except -1:
         if self._budget_bytes:
             if self._returned_bytes:
-                return False
+                return 0
             window_halve(&self._window)
             self._returned_bytes = self._window.window
         elif pace == CROWDED and self._window.window >= 2 * SMALLEST_WINDOW:
             window_halve(&self._window)
-        return window_grant_due(&self._window)
+        return 0
 
     cdef int64_t room(self) noexcept:
         """How many bytes the source may hand to `write` now; after 0, `on_writable` will come."""

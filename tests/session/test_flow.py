@@ -385,6 +385,22 @@ def test_many_streams_on_a_short_path_shrink_each_others_windows_below_their_ini
     assert books(handlers[0])[0] == 131072  # the path is its own again
 
 
+def test_what_a_halved_window_leaves_to_grant_is_no_flood_of_small_grants() -> None:
+    end = wire.proxy()
+    end.session.round_trip = 0.00004
+    handlers = [downloading(end, eager=False) for _ in range(2)]
+    granted = []
+    for handler in handlers:
+        assert handler.stream is not None
+        for size in (32684, 32852):  # 84 bytes more than half of the window, when it is halved
+            end.hear(data(handler.stream.id, bytes(size)))
+            end.owner.clock += 0.0005
+            handler.consume()
+            granted += grants(end.said())
+    assert [books(handler)[0] for handler in handlers][1] == 32768
+    assert min(granted) >= 8192
+
+
 def test_a_stream_that_is_slow_by_itself_keeps_its_initial_window_and_gets_it_back() -> None:
     end = wire.proxy()
     slow = crowd(end, 2, 0.03)  # a round of 60 ms: whoever sends or reads at that pace fills no queue
