@@ -60,7 +60,7 @@ cdef class AsgiRequest(StreamHandler):
         readonly bint disconnected
         bint holds_place                # among the session's streams, though its own is gone
         dict returned                   # a message that the application asked for and did not take
-        object receiver                 # a future, while `receive` waits
+        list receivers                  # futures of each `receive` that waits, or None
         # the time limit of the response's head
         double head_timeout             # seconds from the request's end, 0 for none
         HeadClock head_clock            # while it runs
@@ -72,7 +72,7 @@ cdef class AsgiRequest(StreamHandler):
         bint completed
         bint takes_body                 # not for HEAD, 204, 304
         int64_t length                  # bytes left of what was promised, -1 for none
-        object sender                   # a future, while `send` waits
+        list senders                    # futures of each `send` that waits, or None
 
     cdef int _start_head_clock(self) except -1
     cdef int _start_clock(self, double seconds) except -1
