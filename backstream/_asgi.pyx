@@ -395,9 +395,14 @@ cdef class AsgiRequest(StreamHandler):
             message = self._message()
             if message is not None:
                 return message
-            if self.receiver is None:
-                self.receiver = self.service.asyncio_loop.create_future()
-            await asyncio.shield(self.receiver)
+            waiter = self.service.asyncio_loop.create_future()
+            if self.receivers is None:
+                self.receivers = []
+            self.receivers.append(waiter)
+            try:
+                await waiter
+            finally:
+                _forget(self.receivers, waiter)
 
     cdef object _message(self):
         cdef bytes body
@@ -497,9 +502,14 @@ cdef class AsgiRequest(StreamHandler):
 
     async def _send_later(self):
         while not self.disconnected and self.stream.room() <= 0:
-            if self.sender is None:
-                self.sender = self.service.asyncio_loop.create_future()
-            await asyncio.shield(self.sender)
+            waiter = self.service.asyncio_loop.create_future()
+            if self.senders is None:
+                self.senders = []
+            self.senders.append(waiter)
+            try:
+                await waiter
+            finally:
+                _forget(self.senders, waiter)
         if self.disconnected:
             await self._send_to_nobody()
 
@@ -727,20 +737,32 @@ cdef class AsgiRequest(StreamHandler):
         return self._wake_sender()
 
     cdef int _wake_receiver(self) except -1:
-        cdef object receiver = self.receiver
-        if receiver is not None:
-            self.receiver = None
-            if not receiver.done():
-                receiver.set_result(None)
+        cdef list receivers = self.receivers
+        if receivers is not None:
+            self.receivers = None
+            _wake(receivers)
         return 0
 
     cdef int _wake_sender(self) except -1:
-        cdef object sender = self.sender
-        if sender is not None:
-            self.sender = None
-            if not sender.done():
-                sender.set_result(None)
+        cdef list senders = self.senders
+        if senders is not None:
+            self.senders = None
+            _wake(senders)
         return 0
+
+
+cdef int _wake(list waiters) except -1:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+    return 0
+
+
+cdef int _forget(list waiters, object waiter) except -1:
+    """One that was cancelled is not woken any more."""
+    if waiters is not None and waiter in waiters:
+        waiters.remove(waiter)
+    return 0
 
 
 cdef class HeadClock(LoopMember):

@@ -1,5 +1,6 @@
 cdef enum:
-    READ_SIZE = 65536           # bytes read from a socket at once
+    # Bytes read from a socket at once: as many as fit, with a few small frames, into one message of a session.
+    READ_SIZE = 65280
     MESSAGE_ROOM = 64           # before a message, for the WebSocket header
 
 

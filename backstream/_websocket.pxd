@@ -106,7 +106,8 @@ cdef class ReadGuard(_ProtocolBase):
         object _get_buffer
         object _buffer_updated
         object error                    # with which the connection was lost
-        Py_ssize_t _turn_bytes
+        Py_ssize_t _offered             # bytes for the next read
+        Py_ssize_t _turn_bytes          # of reads that were full, in this turn
         bint _paused                    # until the next turn
         bint _held                      # until `hold(False)`
         bint _spread                    # the first bytes wait for their turn in the loop's queue

@@ -49,7 +49,12 @@ cdef enum:
 
     FIRST_PINGS = 3                 # beside the one at once, whose answer may have met a busy moment
     QUIET_BYTES = 16384             # of messages, which no queue is made of
+    LARGE_READ = 131072             # bytes
+    SPARE = 49152                   # bytes of picows' buffer that a large read leaves free
     TURN_BYTES = 131072             # read, or written, in one turn of the loop
+    # Of DATA in a message: with the headers of WebSocket, TCP and IP it is one segment for loopback and for the
+    # kernel's segmentation, which have 65,536 bytes at most. The rest of a larger one would be a segment of its own.
+    MESSAGE_BYTES = 65408
     MAX_ANSWER = 16384              # bytes of an answer's head, from where on picows refuses it
     LONGEST_UNCUT = 65536           # bytes of a frame; a multiple of four, so that the mask goes on as it is
 
@@ -253,10 +258,17 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
         self._link = link
 
     def get_buffer(self, sizehint):
+        cdef Py_ssize_t room
         if self._cutter is not None:
+            self._offered = READ_SIZE
             return self._link.loop.read_view
         view = self._get_buffer(sizehint)
-        return view[:READ_SIZE] if len(view) > READ_SIZE else view
+        # More than one piece where picows' buffer does not grow by it.
+        room = max(READ_SIZE, min(LARGE_READ, len(view) - SPARE))
+        if len(view) > room:
+            view = view[:room]
+        self._offered = len(view)
+        return view
 
     def buffer_updated(self, Py_ssize_t nbytes):
         if self._spread and self._link.session.peer_hello is None:
@@ -280,7 +292,6 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
     cdef int _take(self, Py_ssize_t nbytes) except -1:
         cdef FrameCutter cutter
         self._link._received_at = monotonic()
-        self._turn_bytes += nbytes
         if self._cutter is not None:
             cutter = self._cutter       # it may be done with, and is not to go within its own method
             cutter.take(self, self._link.loop.read_buffer, nbytes)
@@ -292,8 +303,13 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
             # picows has said what is wrong, and would go on reading.
             self._link._transport.disconnect()
             self._link.lose("the peer broke the WebSocket protocol")
+        if nbytes < self._offered:
+            # The socket is empty.
+            self._turn_bytes = 0
+            return 0
+        self._turn_bytes += nbytes
         if self._turn_bytes >= TURN_BYTES and not self._paused and not self._link._lost:
-            # libuv reads on as long as there is something, up to 2 MiB: others wait for their turn meanwhile.
+            # libuv reads on as long as a read is full, 32 times: others wait for their turn meanwhile.
             self._paused = True
             self._link._transport.underlying_transport.pause_reading()
             self._link.loop.schedule_flush(self._link._member)
@@ -483,7 +499,7 @@ cdef class SessionLink(SessionOwner):
         while (not self.session.congested or self.session.closed) and self.session.has_output():
             self.loop.pulling = True
             try:
-                size = self.session.pull(message, SLOW_MESSAGE if self._slow else TURN_BYTES)
+                size = self.session.pull(message, SLOW_MESSAGE if self._slow else MESSAGE_BYTES)
             finally:
                 self.loop.pulling = False
             if size == 0:
@@ -492,7 +508,7 @@ cdef class SessionLink(SessionOwner):
             if self._pauses_late:
                 self._transport.underlying_transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
             sent += size
-            if sent >= TURN_BYTES:
+            if sent > TURN_BYTES - MESSAGE_BYTES:
                 # Bulk goes on in the next turn; what came in meanwhile goes before it.
                 break
         self.bytes_sent += sent

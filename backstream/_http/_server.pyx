@@ -565,15 +565,19 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         return self.writer.text(b"\r\n")
 
     cdef int send_data(self, const char* data, Py_ssize_t size) except -1:
+        cdef int64_t taken
         if self.closing:
             return 0
         if self.framing == FRAMED_NONE:
             return self.exchange.taken(size)
+        self.sent_bytes += size
+        if self.writer.sends_at_once(size):
+            taken = self.writer.send_body(data, size, self.framing == FRAMED_CHUNKED)
+            return self._abort() if taken < 0 else self.exchange.taken(taken)
         if self.framing == FRAMED_CHUNKED:
             self.writer.chunk(data, size)
         else:
             self.writer.data(data, size)
-        self.sent_bytes += size
         return self.loop.schedule_flush(self)
 
     cdef int send_end(self, const Trailers* trailers) except -1:

@@ -92,6 +92,9 @@ cdef class UpstreamConnection(_ProtocolBase):
 
     cdef int begin(self, UpstreamRequest request) except -1
     cdef int input(self, char* data, Py_ssize_t size) except -1
+    cdef bint can_send_at_once(self, Py_ssize_t size) noexcept
+    cdef int send_body(self, const char* data, Py_ssize_t size, bint chunked) except -1
+    cdef int _sent(self, int64_t taken) except -1
     cdef int set_deadline(self) except -1
     cdef int _response_head(self) except -1
     cdef int _response_end(self) except -1

@@ -314,8 +314,10 @@ cdef class UpstreamRequest(StreamHandler):
             if self.early is None:
                 self.early = Buffer()
             return append(self.early, data, size)
-        self._write_body(data, size)
         self.connection.active_at = monotonic()
+        if self.connection.can_send_at_once(size):
+            return self.connection.send_body(data, size, self.body == BODY_CHUNKED and not self.connection.raw)
+        self._write_body(data, size)
         return self.connection.loop.schedule_flush(self.connection)
 
     cdef int on_end(self, Stream stream, const Trailers* trailers) except -1:
@@ -470,22 +472,31 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return self.loop.set_deadline(self, self.service.idle_timeout)
         return self._broken(TIMEOUT, f"the upstream was silent for {self.service.idle_timeout:g} s")
 
-    cdef int flush(self) except -1:
-        cdef int64_t taken, left = self.writer.body
-        if self.closed or self.transport is None:
-            return 0
-        if self.unwritable:
-            self.writer.out.size = self.writer.body = 0
-            taken = left
-        else:
-            taken = self.writer.send()
+    cdef bint can_send_at_once(self, Py_ssize_t size) noexcept:
+        return self.writer.sends_at_once(size) and not self.unwritable and not self.closed
+
+    cdef int send_body(self, const char* data, Py_ssize_t size, bint chunked) except -1:
+        return self._sent(self.writer.send_body(data, size, chunked))
+
+    cdef int _sent(self, int64_t taken) except -1:
+        """Grants again what the upstream has taken, -1 where it takes no more."""
         if taken < 0:
             # An answer that came before the reset is still to be read: reading says when it is over.
             self.unwritable = True
             self.loop.schedule_flush(self)
-            return 0
-        if taken and self.request is not None:
+        elif taken and self.request is not None:
             self.request.stream.consume(taken)
+        return 0
+
+    cdef int flush(self) except -1:
+        cdef int64_t left = self.writer.body
+        if self.closed or self.transport is None:
+            return 0
+        if self.unwritable:
+            self.writer.out.size = self.writer.body = 0
+            self._sent(left)
+        else:
+            self._sent(self.writer.send())
         if self.half_closing and self.writer.empty():
             self.half_closing = False
             if self.upstream_ended:

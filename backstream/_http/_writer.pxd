@@ -21,6 +21,9 @@ cdef class SocketWriter:
 
     cdef int attach(self, object transport) except -1
     cdef int64_t send(self) except -2
+    cdef bint sends_at_once(self, Py_ssize_t size) noexcept
+    cdef int64_t send_body(self, const char* data, Py_ssize_t size, bint chunked) except -2
+    cdef int64_t _sent(self, Py_ssize_t sent) except -2
     cdef int64_t resume(self) noexcept
     cdef int forget_body(self) except -1
     cdef bint empty(self) noexcept

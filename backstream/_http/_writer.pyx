@@ -9,7 +9,7 @@ import socket
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memmove, memset
 
 from backstream._buffer cimport Buffer, append, reserve
 from backstream._codec cimport Field
@@ -17,7 +17,14 @@ from backstream._tls cimport TlsTransport
 
 
 cdef extern from "<sys/socket.h>" nogil:
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec* msg_iov
+        size_t msg_iovlen
     ssize_t c_send "send" (int fd, const void* data, size_t size, int flags)
+    ssize_t c_sendmsg "sendmsg" (int fd, const msghdr* message, int flags)
     int MSG_NOSIGNAL
     int MSG_DONTWAIT
 
@@ -41,6 +48,7 @@ cdef extern from *:
 
 cdef enum:
     KEPT_BUFFER = 4096              # bytes that an idle connection keeps for its next message
+    AT_ONCE = 16384                 # body bytes that are sent from where they lie
     CHUNK_ROOM = 20                 # for a chunk's size and its line ends
 
 
@@ -85,8 +93,7 @@ cdef class SocketWriter:
 
     cdef int64_t send(self) except -2:
         """Sends what there is; returns how many bytes of the body left, -1 when the connection is broken."""
-        cdef Py_ssize_t sent = 0, rest
-        cdef int64_t taken = self.body
+        cdef Py_ssize_t sent = 0
         if self.blocked or self.out.size == 0:
             return 0
         if self.tls is None and self.fd >= 0:
@@ -95,7 +102,46 @@ cdef class SocketWriter:
                 if errno != EAGAIN and errno != EINTR:
                     return -1
                 sent = 0
-        rest = self.out.size - sent
+        return self._sent(sent)
+
+    cdef bint sends_at_once(self, Py_ssize_t size) noexcept:
+        """Whether `size` body bytes are worth a system call of their own: more than the copy into the buffer costs."""
+        return size >= AT_ONCE and not self.blocked and self.tls is None and self.fd >= 0
+
+    cdef int64_t send_body(self, const char* data, Py_ssize_t size, bint chunked) except -2:
+        """Sends what there is and body bytes behind it from where they lie; returns what `send` does."""
+        cdef iovec parts[3]
+        cdef msghdr message
+        cdef Py_ssize_t sent
+        cdef char* at
+        if chunked:
+            at = reserve(self.out, CHUNK_ROOM)
+            self.out.size += _write_size(at, size)
+        parts[0].iov_base = self.out.data
+        parts[0].iov_len = self.out.size
+        parts[1].iov_base = <void*>data
+        parts[1].iov_len = size
+        parts[2].iov_base = <void*><const char*>b"\r\n"
+        parts[2].iov_len = 2 if chunked else 0
+        memset(&message, 0, sizeof(message))
+        message.msg_iov = parts
+        message.msg_iovlen = 3
+        self.body += size
+        sent = c_sendmsg(self.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if sent < 0:
+            if errno != EAGAIN and errno != EINTR:
+                return -1
+            sent = 0
+        if <size_t>sent < parts[0].iov_len + parts[1].iov_len + parts[2].iov_len:
+            append(self.out, data, size)
+            append(self.out, <const char*>parts[2].iov_base, parts[2].iov_len)
+            return self._sent(sent)
+        return self._sent(self.out.size)
+
+    cdef int64_t _sent(self, Py_ssize_t sent) except -2:
+        """The socket has taken `sent` bytes of the buffer: the others go to the transport."""
+        cdef int64_t taken = self.body
+        cdef Py_ssize_t rest = self.out.size - sent
         if rest:
             # The last bytes of the buffer are the body's last ones.
             self.transport_body = taken if taken < rest else rest
