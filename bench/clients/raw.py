@@ -24,9 +24,10 @@ import selectors
 import socket
 import ssl
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import TypeAlias
 
 from bench.aio import allow_open_files
 from bench.clients.framing import ChunkCounter
@@ -68,7 +69,6 @@ class Answer:
         self._start = bytearray()  # the head and what came with it of the body
         self._length: int | None = None
         self._chunks: ChunkCounter | None = None
-        self._buffer = bytearray()  # of its own: others are received in other threads
 
     def receive_head(self) -> None:
         while (end := self._start.find(b"\r\n\r\n")) < 0:
@@ -88,11 +88,10 @@ class Answer:
         return self._chunks.done if self._chunks is not None else self.body == self._length
 
     def receive_some(self) -> None:
-        self._buffer = self._buffer or bytearray(len(_BUFFER))
-        count = self._client.recv_into(self._buffer)
+        count = self._client.recv_into(_BUFFER)
         if not count:
             self._cut()
-        self._count(self._buffer, 0, count)
+        self._count(_BUFFER, 0, count)
 
     def receive_all(self) -> None:
         self.receive_head()
@@ -150,17 +149,89 @@ def _upload_pieces(size: int, *, chunked: bool) -> Iterator[bytes | memoryview]:
 def bulk(
     port: int, direction: str, size: int, *, chunked: bool, ca: str | None = None, streams: int = 1, bodies: int = 0
 ) -> dict[str, float]:
-    """`size` bytes in so many bodies, or in one for each of the streams."""
+    """`size` bytes in so many bodies, or in one for each of the streams; with several streams not over TLS."""
     bodies = bodies or streams
-    transfer = partial(download if direction == "down" else upload, port, chunked=chunked, ca=ca)
+    sizes = [size // bodies] * bodies
     cpu, begin = time.process_time(), time.perf_counter()
-    # A thread for each: what they do all the time is copy in the kernel, without the interpreter's lock.
-    with ThreadPoolExecutor(streams) as pool:
-        count = sum(pool.map(transfer, [size // bodies] * bodies))
+    if streams == 1:
+        transfer = download if direction == "down" else upload
+        count = sum(transfer(port, part, chunked=chunked, ca=ca) for part in sizes)
+    else:
+        assert ca is None
+        steps = _download_steps if direction == "down" else _upload_steps
+        count = _side_by_side([steps(port, part, chunked=chunked) for part in sizes], streams)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     if count != size:
         raise ConnectionError(f"{count} bytes arrived of {size}")
     return {"bytes": count, "seconds": seconds, "cpu_seconds": cpu}
+
+
+Steps: TypeAlias = Generator[tuple[socket.socket, int], None, int]
+"""A transfer that stops where its socket would block: what it waits for, and at last how many bytes arrived."""
+
+
+def _download_steps(port: int, size: int, *, chunked: bool) -> Steps:
+    with connect(port) as client:
+        client.sendall(request("GET", f"/{'chunked' if chunked else 'bytes'}/{size}"))
+        client.setblocking(False)
+        answer = Answer(client)
+        receive = answer.receive_head
+        while not answer.done:
+            yield client, selectors.EVENT_READ
+            with suppress(BlockingIOError):
+                receive()
+                receive = answer.receive_some
+        return answer.body
+
+
+def _upload_steps(port: int, size: int, *, chunked: bool) -> Steps:
+    framing = "transfer-encoding: chunked" if chunked else f"content-length: {size}"
+    with connect(port) as client:
+        client.sendall(request("POST", "/sink", framing))
+        client.setblocking(False)
+        for piece in _upload_pieces(size, chunked=chunked):
+            left = memoryview(piece)
+            while left:
+                yield client, selectors.EVENT_WRITE
+                with suppress(BlockingIOError):
+                    left = left[client.send(left) :]
+        yield client, selectors.EVENT_READ
+        client.settimeout(_TIMEOUT)
+        return int(Answer(client).receive_text())
+
+
+def _side_by_side(transfers: list[Steps], limit: int) -> int:
+    """Takes all transfers to their ends in one thread, so many at once; returns the sum of what they return."""
+    waiting, active, total = iter(transfers), 0, 0
+    with selectors.DefaultSelector() as selector:
+
+        def go_on(steps: Steps, before: tuple[object, int] | None) -> bool:
+            nonlocal total
+            try:
+                now = next(steps)
+            except StopIteration as end:
+                total += end.value
+                return False
+            if before is None:
+                selector.register(*now, steps)
+            elif now != before:
+                selector.modify(*now, steps)
+            return True
+
+        for steps in islice(waiting, limit):
+            active += go_on(steps, None)
+        while active:
+            events = selector.select(_TIMEOUT)
+            if not events:
+                raise TimeoutError(f"nothing moved for {_TIMEOUT:g} s")
+            for key, _ in events:
+                if go_on(key.data, (key.fileobj, key.events)):
+                    continue
+                selector.unregister(key.fd)
+                active -= 1
+                for steps in islice(waiting, 1):
+                    active += go_on(steps, None)
+    return total
 
 
 def received(port: int, host: str) -> dict[str, int]:
