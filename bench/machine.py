@@ -21,7 +21,7 @@ def describe() -> dict[str, str]:
         "cores": _cores(),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / (1 << 30):.0f} GiB",
         "architecture": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release()}{_congestion_control()}",
         "load": f"{os.getloadavg()[0]:.2f} in the last minute; numbers of a busy machine are worth little",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "command": backstream_command() or "absent",
@@ -60,6 +60,14 @@ def _processor() -> str:
     except OSError:
         match = None
     return match[1] if match else platform.processor() or platform.machine()
+
+
+def _congestion_control() -> str:
+    """Which TCP paces bulk: on loopback, too."""
+    try:
+        return f", TCP {Path('/proc/sys/net/ipv4/tcp_congestion_control').read_text().strip()}"
+    except OSError:
+        return ""
 
 
 def _package(name: str) -> str:
