@@ -1,7 +1,8 @@
 """Two sessions joined by two queues of messages, in whatever interleaving hypothesis thinks of.
 
 What must hold at every moment: bytes arrive whole and in order; nobody holds more than it granted and nobody
-sends more than it was granted; the budget is the sum of what windows grew by; a cut answer never looks complete.
+sends more than it was granted, in grants of some size; the budget is the sum of what windows grew by; a cut answer
+never looks complete.
 And at the end, once everything may move again: every stream ends, every table is empty, nothing waits for ever.
 """
 
@@ -191,12 +192,14 @@ class Side(_callbacks.Owner):
         return True
 
     def deliver(self) -> bool:
+        assert self.other is not None
         if not self.inbox:
             return False
         message = self.inbox.popleft()
         for f in wire.frames_of(message):
             if f.type == WINDOW:
-                assert f.value > 0
+                # Smaller ones cost the peer as much as large ones, and are a flood where there are many.
+                assert f.value >= min(8192, -(-self.other.initial // 2))
                 self.granted[f.stream] = self.granted.get(f.stream, 0) + f.value
         _callbacks.receive(self.session, message)
         return True
