@@ -220,6 +220,37 @@ def test_several_sends_wait_at_once_and_one_is_given_up(play: Play) -> None:
     play(app, read)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_send_that_waits_does_so_no_longer_than_its_response_lasts(play: Play, fails: bool) -> None:
+    ended = asyncio.Event()
+    waiting: list[asyncio.Task[None]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200})
+        body = {"type": "http.response.body", "body": bytes(4 * 1024 * 1024), "more_body": True}
+        waiting.append(asyncio.create_task(send(body)))
+        await asyncio.sleep(0)
+        assert not waiting[0].done()
+        if fails:
+            # As an application that fails does, but not as one that this test takes for wrong.
+            raise asyncio.CancelledError
+        await send({"type": "http.response.body"})
+        await asyncio.wait_for(waiting[0], 10)
+
+    async def read(client: httpx.AsyncClient) -> None:
+        if fails:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.post("/", content=b"hello")
+            await asyncio.wait_for(waiting[0], 10)
+        else:
+            assert len((await client.post("/", content=b"hello")).content) == 4 * 1024 * 1024
+        ended.set()
+
+    play(app, read)
+    assert ended.is_set()
+
+
 def test_send_as_a_task_under_wait_for_and_gathered(play: Play) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.create_task(send({"type": "http.response.start", "status": 200}))
