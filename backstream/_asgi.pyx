@@ -347,6 +347,7 @@ cdef class AsgiRequest(StreamHandler):
             self.service.tasks.discard(self.task)
             self.task = None
             self._wake_receiver()
+            self._wake_sender()
 
     def _cancelled(self):
         self.stream.reset(APP_ERROR, "the application was cancelled")
@@ -501,7 +502,7 @@ cdef class AsgiRequest(StreamHandler):
                 self._failed("the application's response is malformed", exc_info=True)
 
     async def _send_later(self):
-        while not self.disconnected and self.stream.room() <= 0:
+        while not self.disconnected and not self.completed and self.stream.room() <= 0:
             waiter = self.service.asyncio_loop.create_future()
             if self.senders is None:
                 self.senders = []

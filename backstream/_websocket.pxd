@@ -107,7 +107,8 @@ cdef class ReadGuard(_ProtocolBase):
         object _buffer_updated
         object error                    # with which the connection was lost
         Py_ssize_t _offered             # bytes for the next read
-        Py_ssize_t _turn_bytes          # of reads that were full, in this turn
+        Py_ssize_t _turn_bytes          # of reads that may leave more behind, in this turn
+        bint _decrypts                  # TLS hands on its own pieces: how full they are says nothing of the socket
         bint _paused                    # until the next turn
         bint _held                      # until `hold(False)`
         bint _spread                    # the first bytes wait for their turn in the loop's queue

@@ -26,6 +26,7 @@ from backstream._codec cimport MAX_MESSAGE_SIZE
 from backstream._loop cimport READ_SIZE, LoopMember, LoopState, monotonic
 from backstream._session cimport Session
 from backstream._stream cimport SessionOwner
+from backstream._tls cimport TlsTransport
 
 from backstream._http._handshake import plain_connection
 from backstream._tls import connect_tls
@@ -51,7 +52,8 @@ cdef enum:
     QUIET_BYTES = 16384             # of messages, which no queue is made of
     LARGE_READ = 131072             # bytes
     SPARE = 49152                   # bytes of picows' buffer that a large read leaves free
-    TURN_BYTES = 131072             # read, or written, in one turn of the loop
+    TURN_BYTES = 131072             # written in one turn of the loop
+    TURN_READ = 130560              # bytes of full reads in one turn: two pieces, or a large one
     # Of DATA in a message: with the headers of WebSocket, TCP and IP it is one segment for loopback and for the
     # kernel's segmentation, which have 65,536 bytes at most. The rest of a larger one would be a segment of its own.
     MESSAGE_BYTES = 65408
@@ -303,12 +305,12 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
             # picows has said what is wrong, and would go on reading.
             self._link._transport.disconnect()
             self._link.lose("the peer broke the WebSocket protocol")
-        if nbytes < self._offered:
+        if nbytes < self._offered and not self._decrypts:
             # The socket is empty.
             self._turn_bytes = 0
             return 0
         self._turn_bytes += nbytes
-        if self._turn_bytes >= TURN_BYTES and not self._paused and not self._link._lost:
+        if self._turn_bytes >= TURN_READ and not self._paused and not self._link._lost:
             # libuv reads on as long as a read is full, 32 times: others wait for their turn meanwhile.
             self._paused = True
             self._link._transport.underlying_transport.pause_reading()
@@ -352,6 +354,7 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
 
     def connection_made(self, transport):
         self._raw = transport
+        self._decrypts = isinstance(transport, TlsTransport)
         self._protocol.connection_made(transport)
 
     def connection_lost(self, exc):

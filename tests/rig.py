@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -159,13 +160,17 @@ class Wire:
         except BlockingIOError:
             return 0
 
+    def read_size(self) -> int:
+        """How many bytes the next read takes at most."""
+        return 65536
+
     async def fill(self, seconds: float = LIMIT) -> None:
         """Reads once. Raises Ended at the end."""
         if self.ended:
             raise Ended(self.ended)
         try:
             async with asyncio.timeout(seconds):
-                data = await asyncio.get_running_loop().sock_recv(self.sock, 65536)
+                data = await asyncio.get_running_loop().sock_recv(self.sock, self.read_size())
         except ConnectionError:
             self.ended = "reset"
             raise Ended("reset") from None
@@ -280,6 +285,17 @@ class Wire:
         return await self.answer()
 
 
+class OddWire(Wire):
+    """Reads in sizes that meet no boundary of anybody's."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.sizes = cycle((1, 4093, 2, 16385, 1447, 3, 8191))
+
+    def read_size(self) -> int:
+        return next(self.sizes)
+
+
 def request(
     target: str = "/",
     *,
@@ -338,9 +354,12 @@ class Echo:
 class Upstream:
     """An upstream that does exactly what `serve(wire, number)` does with its `number`-th connection."""
 
-    def __init__(self, serve: Callable[[Wire, int], Awaitable[None]], path: Path | None = None) -> None:
+    def __init__(
+        self, serve: Callable[[Wire, int], Awaitable[None]], path: Path | None = None, receive_buffer: int = 0
+    ) -> None:
         self._serve = serve
         self._path = path
+        self._receive_buffer = receive_buffer
         self.connections = 0
         self.open = 0
         self.errors: list[BaseException] = []
@@ -348,6 +367,8 @@ class Upstream:
     async def __aenter__(self) -> Upstream:
         self._sock = socket.socket(socket.AF_UNIX if self._path else socket.AF_INET)
         self._sock.setblocking(False)
+        if self._receive_buffer:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
         self._sock.bind(str(self._path) if self._path else ("127.0.0.1", 0))
         self._sock.listen(1024)
         name = self._sock.getsockname()

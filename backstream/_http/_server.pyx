@@ -3,8 +3,8 @@
 Rules that hold here:
 - One request at a time: what a client sends ahead of its answer is held (bounded) and parsed when its turn comes.
 - A body's bytes are read only as far as the stream takes them, into the loop's shared buffer.
-- All that a turn of the loop brings for the client leaves in one write; what the socket does not take stays with the
-  transport, and its credit with the stream.
+- All that a turn of the loop brings for the client leaves in one write, but for large pieces of a body, which leave as
+  they come; what the socket does not take stays with the transport, and its credit with the stream.
 - Framing is made anew in both directions. A response that breaks off never looks whole.
 """
 

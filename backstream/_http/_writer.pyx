@@ -1,7 +1,8 @@
-"""Writing HTTP/1.1 to a socket: one system call a turn, and exact account of which body bytes the peer's side took.
+"""Writing HTTP/1.1 to a socket, and exact account of which body bytes the peer's side took.
 
-What the socket does not take goes to the transport, which says when all of it is gone. Until then nothing more is sent
-and the bytes count as not taken.
+What gathers in a turn of the loop leaves in one system call at its end; a large piece of a body has a call of its own
+as it comes, and takes what has gathered with it. What the socket does not take goes to the transport, which says when
+all of it is gone. Until then nothing more is sent and the bytes count as not taken.
 """
 
 import socket

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -171,6 +172,83 @@ def test_several_receivers_all_hear_of_the_disconnect(play: Play) -> None:
 
     play(app, expect_ok)
     assert heard == ["http.disconnect"] * 3
+
+
+def test_a_receive_that_is_given_up_leaves_nothing_behind(play: Play) -> None:
+    def waiters() -> int:
+        return sum(isinstance(each, asyncio.Future) for each in gc.get_objects())
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        before = waiters()
+        for _ in range(100):
+            task = asyncio.create_task(receive())
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert waiters() < before + 10
+        await answer(send, b"ok")
+
+    play(app, expect_ok)
+
+
+def test_several_sends_wait_at_once_and_one_is_given_up(play: Play) -> None:
+    reading = asyncio.Event()
+    piece = bytes(4 * 1024 * 1024)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200})
+        body = {"type": "http.response.body", "body": piece, "more_body": True}
+        tasks = [asyncio.create_task(send(body)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in tasks)
+        tasks[1].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[1]
+        reading.set()
+        await asyncio.gather(tasks[0], tasks[2])
+        await send({"type": "http.response.body"})
+
+    async def read(client: httpx.AsyncClient) -> None:
+        async with client.stream("POST", "/", content=b"hello") as response:
+            await reading.wait()
+            # What was sent is sent: given up is only the waiting.
+            assert len(await response.aread()) == 3 * len(piece)
+
+    play(app, read)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_send_that_waits_does_so_no_longer_than_its_response_lasts(play: Play, fails: bool) -> None:
+    ended = asyncio.Event()
+    waiting: list[asyncio.Task[None]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200})
+        body = {"type": "http.response.body", "body": bytes(4 * 1024 * 1024), "more_body": True}
+        waiting.append(asyncio.create_task(send(body)))
+        await asyncio.sleep(0)
+        assert not waiting[0].done()
+        if fails:
+            # As an application that fails does, but not as one that this test takes for wrong.
+            raise asyncio.CancelledError
+        await send({"type": "http.response.body"})
+        await asyncio.wait_for(waiting[0], 10)
+
+    async def read(client: httpx.AsyncClient) -> None:
+        if fails:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.post("/", content=b"hello")
+            await asyncio.wait_for(waiting[0], 10)
+        else:
+            assert len((await client.post("/", content=b"hello")).content) == 4 * 1024 * 1024
+        ended.set()
+
+    play(app, read)
+    assert ended.is_set()
 
 
 def test_send_as_a_task_under_wait_for_and_gathered(play: Play) -> None:

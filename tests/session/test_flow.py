@@ -385,6 +385,17 @@ def test_many_streams_on_a_short_path_shrink_each_others_windows_below_their_ini
     assert books(handlers[0])[0] == 131072  # the path is its own again
 
 
+def test_a_stream_that_is_alone_on_a_short_path_grows_to_512_kib_without_being_fast() -> None:
+    end = wire.proxy()
+    end.session.round_trip = 0.00004
+    handler = downloading(end, eager=False)
+    windows = []
+    for _ in range(12):
+        take_a_window(end, handler, 0.01)  # a hundred times what a window on this path may take
+        windows.append(books(handler)[0])
+    assert windows[:3] == [131072, 262144, 524288] and max(windows) == 524288
+
+
 def test_what_a_halved_window_leaves_to_grant_is_no_flood_of_small_grants() -> None:
     end = wire.proxy()
     end.session.round_trip = 0.00004

@@ -11,9 +11,14 @@ import ssl
 import pytest
 
 import backstream
+from backstream._codec import encode_hello
+from backstream._message_codec import pack_frame
+from backstream._messages import Hello
 from backstream._proto import tunnel_pb2
+from tests.frames import BINARY, TEXT, frame
 from tests.rig import (
     Ended,
+    Wire,
     answer,
     begin,
     echo_app,
@@ -30,6 +35,7 @@ from tests.rig import (
 from tests.tls.wire import TlsWire
 
 BLOCK = bytes(range(256)) * 256
+HELLO, NOTIFY = 6, 8
 
 
 class Refused(backstream.Agent):
@@ -149,6 +155,42 @@ async def test_frames_that_come_with_the_handshake_are_read(certificates) -> Non
             assert (await wire.head()).status == 101
             await until(lambda: len(proxy.agents.by_id(b"raw")) == 1, "the session to be ready")
         await until(lambda: len(proxy.agents) == 0)
+
+
+@pytest.mark.parametrize("wire", ["native", "seed"])
+@pytest.mark.parametrize("secure", [False, True])
+async def test_a_session_that_has_much_to_say_leaves_others_their_turns(certificates, secure, wire) -> None:
+    settings = certificates.server.proxy if secure else {}
+    upgrade = (
+        b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nx-backstream-client-id: raw\r\n"
+    )
+    if wire == "native":
+        upgrade += b"Sec-WebSocket-Protocol: backstream.v1\r\n"
+        hello = frame(BINARY, pack_frame(HELLO, 0, encode_hello(Hello(version=1, instance=bytes(16)))))
+        said = frame(BINARY, pack_frame(NOTIFY, 0, b"\x12\x80\x08" + bytes(1024))) * 1900
+    else:
+        hello = b""
+        said = frame(TEXT, b'{"type": "%b"}' % bytes(1024).replace(b"\0", b"x")) * 1900
+    async with (
+        backstream.Proxy(proxy_settings(**settings)) as proxy,
+        await (
+            TlsWire.secure(proxy.address, certificates.context()) if secure else Wire.connect(proxy.address)
+        ) as peer,
+    ):
+        await peer.send(upgrade + b"\r\n" + hello)
+        assert (await peer.head()).status == 101
+        await until(lambda: len(proxy.agents) == 1)
+        link = next(iter(proxy.agents))
+        await until(lambda: wire == "seed" or link.session.peer_hello is not None)
+        before, most = link.bytes_received, 0
+        peer.send_now(said)
+        # One turn of the loop for each: what is here already is no reason to take all of it in one.
+        while link.bytes_received - before < 1024 * 1024:
+            at = link.bytes_received
+            await asyncio.sleep(0)
+            most = max(most, link.bytes_received - at)
+        assert 0 < most < 168 * 1024 and not link.is_lost
 
 
 async def test_an_agent_that_leaves_and_one_that_is_cut_are_noticed(certificates) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
+from itertools import accumulate
 
 import aiohttp
 import httpx
@@ -11,7 +13,9 @@ import pytest
 
 from tests.rig import (
     Ended,
+    OddWire,
     Upstream,
+    Wire,
     answer,
     begin,
     chunked,
@@ -300,6 +304,77 @@ async def test_a_body_until_close_from_the_upstream_is_chunked_for_the_client() 
         for _ in range(2):
             got = await wire.get()
             assert got.get("transfer-encoding") == b"chunked" and got.body == BLOCK[:300_000]
+
+
+# --- peers that take a little at a time ---
+
+
+def pieces() -> list[bytes]:
+    """Around the sizes from which bodies leave from where they lie, and to which they are read and sent at once."""
+    # Altogether more than a kernel keeps for a socket by itself.
+    sizes = [1, 16383, 130_000, 2, 16384, 65280, 100, 16385, 65281, 16384, 65408, 3, 200_000, 1000] * 15
+    whole = random.Random(1).randbytes(sum(sizes))
+    ends = list(accumulate(sizes))
+    return [whole[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+@pytest.mark.parametrize("framing", ["sized", "chunked", "until close"])
+@pytest.mark.parametrize("service", ["application", "upstream"])
+async def test_a_client_that_reads_a_little_at_a_time_gets_every_byte(service: str, framing: str) -> None:
+    whole = b"".join(pieces())
+
+    @http_only
+    async def app(scope, receive, send):
+        await begin(send, [(b"content-length", b"%d" % len(whole))] if framing == "sized" else [])
+        for piece in pieces():
+            await more(send, piece)
+        await end(send)
+
+    async def serve(wire, number):
+        while True:
+            await wire.request()
+            if framing == "sized":
+                await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole)
+            else:
+                await wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(*pieces()))
+
+    async with (
+        Upstream(serve) as upstream,
+        tunnel(app) if service == "application" else tunnel(upstream=upstream.url) as pair,
+        await OddWire.connect(pair.address, receive_buffer=4096) as wire,
+    ):
+        # A second answer on the same connection begins where the first has ended.
+        for _ in range(1 if framing == "until close" else 2):
+            await wire.send(request(version="1.0" if framing == "until close" else "1.1"))
+            got = await wire.answer()
+            assert got.complete and got.body == whole
+
+
+@pytest.mark.parametrize("sized", [True, False])
+async def test_an_upstream_that_reads_a_little_at_a_time_gets_every_byte(sized: bool) -> None:
+    whole = b"".join(pieces())
+
+    async def serve(wire, number):
+        wire = OddWire(wire.sock)
+        while True:
+            assert (await wire.request()).body == whole
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def upload(wire: Wire) -> None:
+        if sized:
+            await wire.send(request(method="POST", body=whole))
+        else:
+            await wire.send(request(method="POST", lines=["Transfer-Encoding: chunked"]) + chunked(*pieces()))
+
+    async with (
+        Upstream(serve, receive_buffer=4096) as upstream,
+        tunnel(upstream=upstream.url) as pair,
+        await pair.open() as wire,
+    ):
+        for _ in range(2):
+            await upload(wire)
+            assert (await wire.answer()).body == b"ok"
+        assert upstream.connections == 1
 
 
 # --- both directions at once ---
