@@ -85,20 +85,22 @@ cdef bint window_round_full(ReceiveWindow* w) noexcept:
     return w.round_bytes >= w.window and w.queued == 0
 
 
-cdef Pace window_end_round(ReceiveWindow* w, double now, double round_trip, bint generous) noexcept:
-    """Ends the round: FAST when it took no longer than two round trips, CROWDED or SLOW when longer than twice that."""
+cdef Pace window_end_round(ReceiveWindow* w, double now, double round_trip, bint may_grow, bint may_stay) noexcept:
+    """Ends the round: FAST when it took no longer than two round trips, CROWDED or SLOW when longer than twice that.
+
+    may_grow, may_stay: a round of GENEROUS_ROUND_SECONDS is no longer than two round trips, or than twice that.
+    """
     cdef double limit = 2 * round_trip
-    cdef double least = GENEROUS_ROUND_SECONDS if generous else FAST_ROUND_SECONDS
     cdef double took = now - w.round_started
     if round_trip >= LONG_PATH_SECONDS:
         limit *= LONG_PATH_FACTOR
-    if limit < least:
-        limit = least
+    if limit < FAST_ROUND_SECONDS:
+        limit = FAST_ROUND_SECONDS
     w.round_started = now
     w.round_bytes = 0
-    if took <= limit:
+    if took <= limit or may_grow and took <= GENEROUS_ROUND_SECONDS:
         return FAST
-    if took <= 2 * limit:
+    if took <= 2 * limit or may_stay and took <= 2 * GENEROUS_ROUND_SECONDS:
         return STEADY
     return CROWDED if took <= BULK_ROUND_SECONDS else SLOW
 

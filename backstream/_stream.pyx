@@ -299,7 +299,8 @@ cdef class Stream:
             alone = session._last_round == self.id or session._last_round == 0
             session._last_round = self.id
             pace = window_end_round(&self._window, session.owner.now(), session.round_trip,
-                                    alone and session.share.used_bytes < GENEROUS_GROWTH)
+                                    alone and session.share.used_bytes < GENEROUS_GROWTH,
+                                    alone and session.share.used_bytes <= GENEROUS_GROWTH)
             if pace == FAST or pace == SLOW and self._window.window * 2 <= session._initial_window:
                 self._grow_window()
             elif pace == SLOW or pace == CROWDED:
