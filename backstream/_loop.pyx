@@ -105,6 +105,40 @@ cdef class LoopMember:
         return 0
 
 
+# Rings, not sets, for which a small request would hash and look for its member three times.
+cdef LoopMember _new_slot():
+    cdef LoopMember slot = LoopMember()
+    slot._before = slot._after = slot
+    return slot
+
+
+cdef void _enter_slot(LoopMember slot, LoopMember member) noexcept:
+    cdef LoopMember last = slot._before
+    member._before = last
+    member._after = slot
+    last._after = member
+    slot._before = member
+
+
+cdef void _leave_slot(LoopMember member) noexcept:
+    cdef LoopMember before = member._before, after = member._after
+    if before is None or after is None:
+        return      # the garbage collector is taking it all to pieces
+    before._after = after
+    after._before = before
+    member._before = member._after = None
+
+
+cdef list _due_in(LoopMember slot, double now):
+    cdef list due = []
+    cdef LoopMember member = slot._after
+    while member is not slot:
+        if member._deadline_at <= now:
+            due.append(member)
+        member = member._after
+    return due
+
+
 cdef class _FineTimer:
     """A timer of one shot, in microseconds where the system has one: the loop's own count in milliseconds."""
 
@@ -157,7 +191,7 @@ cdef class LoopState:
         self._urgent = deque()
         self._queued = {}
         self._run_queue_bound = self._run_queue
-        self._slots = [set() for _ in range(SLOTS)]
+        self._slots = [_new_slot() for _ in range(SLOTS)]
         self._tick = <long long>(monotonic() / TICK)
         self._unread = {}
         self._read_memory = bytearray(READ_SIZE)
@@ -288,15 +322,18 @@ cdef class LoopState:
 
     cdef int set_deadline(self, LoopMember member, double seconds) except -1:
         """Calls `member.on_deadline` after `seconds`, instead of the deadline that it had."""
-        cdef double at = monotonic() + seconds
+        return self.set_deadline_at(member, monotonic() + seconds)
+
+    cdef int set_deadline_at(self, LoopMember member, double at) except -1:
+        """`set_deadline` at monotonic seconds, for who has asked the clock already."""
         cdef int slot = <int>((<long long>(at / TICK) + 1) % SLOTS)
         member._deadline_at = at
         if slot != member._slot:
             if member._slot >= 0:
-                (<set>self._slots[member._slot]).discard(member)
+                _leave_slot(member)
             else:
                 self.deadlines += 1
-            (<set>self._slots[slot]).add(member)
+            _enter_slot(<LoopMember>self._slots[slot], member)
             member._slot = slot
         if self._wake_handle is not None and self._wake_at <= at + TICK:
             return 0        # nearly always, and the clock need not be asked again
@@ -304,7 +341,7 @@ cdef class LoopState:
 
     cdef int clear_deadline(self, LoopMember member) except -1:
         if member._slot >= 0:
-            (<set>self._slots[member._slot]).discard(member)
+            _leave_slot(member)
             member._slot = -1
             self.deadlines -= 1
         return 0
@@ -325,27 +362,26 @@ cdef class LoopState:
         cdef double now = monotonic()
         cdef long long tick = <long long>(now / TICK)
         cdef long long at
-        cdef LoopMember member
-        cdef set slot
+        cdef LoopMember member, slot
         self._wake_handle = None
         at = self._tick + 1
         if tick - at >= SLOTS:
             at = tick - SLOTS + 1
         self._tick = tick
         while at <= tick:
-            slot = <set>self._slots[at % SLOTS]
-            if slot:
-                for member in list(slot):
-                    if member._deadline_at <= now and member._slot == at % SLOTS:
-                        self.clear_deadline(member)
-                        try:
-                            member.on_deadline()
-                        except Exception:
-                            logger.exception("the deadline of %r failed", member)
+            for member in _due_in(<LoopMember>self._slots[at % SLOTS], now):
+                # Unless one before it has cleared it, or set it anew.
+                if member._deadline_at <= now and member._slot == at % SLOTS:
+                    self.clear_deadline(member)
+                    try:
+                        member.on_deadline()
+                    except Exception:
+                        logger.exception("the deadline of %r failed", member)
             at += 1
         if self.deadlines:
             for at in range(tick + 1, tick + SLOTS):
-                if <set>self._slots[at % SLOTS]:
+                slot = <LoopMember>self._slots[at % SLOTS]
+                if slot._after is not slot:
                     break
             self._wake_by(at * TICK)
 
