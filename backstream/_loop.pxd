@@ -14,6 +14,7 @@ cdef class LoopMember:
         LoopMember _before      # in the slot's ring, None while no deadline is set
         LoopMember _after
         double _deadline_at     # monotonic seconds
+        double _filed_at        # what `_deadline_at` was when the member came into its slot
 
     cdef int flush(self) except -1
     cdef int on_deadline(self) except -1
@@ -72,6 +73,8 @@ cdef class LoopState:
     cdef int watch_unread(self, int fd, LoopMember member) except -1
     cdef int forget_unread(self, int fd) except -1
     cdef bytes http_date(self)
+    cdef int _file(self, LoopMember member) except -1
+    cdef list _due_in(self, int slot, double now)
     cdef int _wake_by(self, double at) except -1
 
 

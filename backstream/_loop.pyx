@@ -129,16 +129,6 @@ cdef void _leave_slot(LoopMember member) noexcept:
     member._before = member._after = None
 
 
-cdef list _due_in(LoopMember slot, double now):
-    cdef list due = []
-    cdef LoopMember member = slot._after
-    while member is not slot:
-        if member._deadline_at <= now:
-            due.append(member)
-        member = member._after
-    return due
-
-
 cdef class _FineTimer:
     """A timer of one shot, in microseconds where the system has one: the loop's own count in milliseconds."""
 
@@ -326,8 +316,20 @@ cdef class LoopState:
 
     cdef int set_deadline_at(self, LoopMember member, double at) except -1:
         """`set_deadline` at monotonic seconds, for who has asked the clock already."""
-        cdef int slot = <int>((<long long>(at / TICK) + 1) % SLOTS)
         member._deadline_at = at
+        if member._slot >= 0 and at >= member._filed_at:
+            return 0        # put off: it stays where it lies until that slot's turn, and is filed anew then
+        self._file(member)
+        if self._wake_handle is not None and self._wake_at <= at + TICK:
+            return 0        # nearly always, and the clock need not be asked again
+        return self._wake_by(at)
+
+    cdef int _file(self, LoopMember member) except -1:
+        """Puts the member into the slot of its deadline."""
+        cdef long long tick = <long long>(member._deadline_at / TICK)
+        # The slot behind the last that had its turn is the first that will, for what has passed already.
+        cdef int slot = <int>((max(tick, self._tick) + 1) % SLOTS)
+        member._filed_at = member._deadline_at
         if slot != member._slot:
             if member._slot >= 0:
                 _leave_slot(member)
@@ -335,9 +337,21 @@ cdef class LoopState:
                 self.deadlines += 1
             _enter_slot(<LoopMember>self._slots[slot], member)
             member._slot = slot
-        if self._wake_handle is not None and self._wake_at <= at + TICK:
-            return 0        # nearly always, and the clock need not be asked again
-        return self._wake_by(at)
+        return 0
+
+    cdef list _due_in(self, int slot, double now):
+        """The slot's members whose deadline has passed; those whose was put off are filed anew."""
+        cdef list due = []
+        cdef LoopMember ring = <LoopMember>self._slots[slot]
+        cdef LoopMember member = ring._after, after
+        while member is not ring:
+            after = member._after
+            if member._deadline_at <= now:
+                due.append(member)
+            elif member._deadline_at > member._filed_at:
+                self._file(member)
+            member = after
+        return due
 
     cdef int clear_deadline(self, LoopMember member) except -1:
         if member._slot >= 0:
@@ -369,14 +383,17 @@ cdef class LoopState:
             at = tick - SLOTS + 1
         self._tick = tick
         while at <= tick:
-            for member in _due_in(<LoopMember>self._slots[at % SLOTS], now):
-                # Unless one before it has cleared it, or set it anew.
-                if member._deadline_at <= now and member._slot == at % SLOTS:
-                    self.clear_deadline(member)
-                    try:
-                        member.on_deadline()
-                    except Exception:
-                        logger.exception("the deadline of %r failed", member)
+            for member in self._due_in(at % SLOTS, now):
+                if member._slot != at % SLOTS:
+                    continue    # one before it has cleared it, or set it anew
+                if member._deadline_at > now:
+                    self._file(member)
+                    continue
+                self.clear_deadline(member)
+                try:
+                    member.on_deadline()
+                except Exception:
+                    logger.exception("the deadline of %r failed", member)
             at += 1
         if self.deadlines:
             for at in range(tick + 1, tick + SLOTS):
