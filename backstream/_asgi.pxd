@@ -16,8 +16,9 @@ cdef class AsgiService(Service):
         object asyncio_loop
         object task_factory
         dict task_options               # a Task's arguments beside its coroutine
-        set tasks
-        list peers                      # (ip:port, (host, port)), each at a place of its own, or None
+        list running                    # requests whose task has not ended, each at its `place`
+        list spare_clocks               # HeadClocks for the next requests
+        list hosts                      # of clients: (as bytes, as str), each at a place of its own, or None
         list names                      # of fields, each at a place of its own, or None
         # the scope that the next request's is a copy of, and what it was made for
         dict base
@@ -36,6 +37,7 @@ cdef class AsgiService(Service):
 
     cdef int begin(self, AsgiRequest request, Stream stream, bint end) except -1
     cdef int run(self, AsgiRequest request) except -1
+    cdef int ended(self, AsgiRequest request) except -1
     cdef int start_soon(self, AsgiRequest request) except -1
     cdef dict _scope(self, AsgiRequest request, const RequestHead* head)
     cdef bint _is_of_base(self, const RequestHead* head) noexcept
@@ -51,6 +53,7 @@ cdef class AsgiRequest(StreamHandler):
         Stream stream
         dict scope
         object task
+        Py_ssize_t place                # among the service's running ones
         # the request
         list pieces                     # of the body, not yet received by the application
         int64_t waiting_bytes           # in them
