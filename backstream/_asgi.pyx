@@ -255,23 +255,25 @@ cdef class AsgiService(Service):
             root += unquote(self.base_prefix.decode("ascii")).rstrip("/")
             self.base_root += self.base_prefix.rstrip(b"/")
         self.base_host = (b"host", self.base_authority) if head.authority.size else None
-        self.base = {
-            "type": "http",
-            "asgi": ASGI_VERSION,
-            "http_version": ("1.1" if head.http_major == 1 and head.http_minor
-                             else f"{head.http_major}.{head.http_minor}"),
-            "method": "GET",
-            "scheme": "http" if plain else "https",
-            "path": None,
-            "raw_path": None,
-            "query_string": b"",
-            "root_path": root,
-            "headers": None,
-            "client": None,
-            "server": server,
-            "state": None,
-            "extensions": None,
-        }
+        # From pairs: one that is made by a literal does not know that its keys are all str, and its copies are half as
+        # large again, too large for Python's allocator.
+        self.base = dict([
+            ("type", "http"),
+            ("asgi", ASGI_VERSION),
+            ("http_version", ("1.1" if head.http_major == 1 and head.http_minor
+                              else f"{head.http_major}.{head.http_minor}")),
+            ("method", "GET"),
+            ("scheme", "http" if plain else "https"),
+            ("path", None),
+            ("raw_path", None),
+            ("query_string", b""),
+            ("root_path", root),
+            ("headers", None),
+            ("client", None),
+            ("server", server),
+            ("state", None),
+            ("extensions", None),
+        ])
         return 0
 
     cdef bytes _name(self, Slice text):

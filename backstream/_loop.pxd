@@ -59,7 +59,7 @@ cdef class LoopState:
         char* message_buffer    # MAX_MESSAGE_SIZE bytes, MESSAGE_ROOM before it
         # the date
         double _date_until
-        bytes _date
+        bytes _date_line
 
     cdef int schedule_flush(self, LoopMember member) except -1
     cdef int enqueue(self, LoopMember member, object key, bint urgent) except -1
@@ -72,7 +72,7 @@ cdef class LoopState:
     cdef int clear_deadline(self, LoopMember member) except -1
     cdef int watch_unread(self, int fd, LoopMember member) except -1
     cdef int forget_unread(self, int fd) except -1
-    cdef bytes http_date(self)
+    cdef bytes date_line(self)
     cdef int _file(self, LoopMember member) except -1
     cdef list _due_in(self, int slot, double now)
     cdef int _wake_by(self, double at) except -1

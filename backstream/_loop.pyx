@@ -449,13 +449,13 @@ cdef class LoopState:
 
     # --- the date ---
 
-    cdef bytes http_date(self):
-        """The IMF-fixdate of now (RFC 9110 §5.6.7), made once a second."""
+    cdef bytes date_line(self):
+        """The field line Date with the IMF-fixdate of now (RFC 9110 §5.6.7), made once a second."""
         cdef double now = monotonic()
         if now >= self._date_until:
-            self._date = formatdate(usegmt=True).encode()
+            self._date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
             self._date_until = now + (1.0 - time.time() % 1.0)
-        return self._date
+        return self._date_line
 
 
 cpdef LoopState loop_state():
