@@ -1,6 +1,6 @@
 """What HTTP's parts may look like (RFC 9110 §5, RFC 9112 §3), as far as the wire asks for it.
 
-Names, values and targets are judged in place; nothing here is changed, copied or decoded.
+Names, values and targets are judged in place; nothing here is copied or decoded, nor changed but for a token's case.
 """
 
 from libc.stdint cimport uint8_t, uint64_t
@@ -69,6 +69,19 @@ cdef bint is_token(Slice s) noexcept:
 
 cdef bint is_lower_token(Slice s) noexcept:
     return s.size > 0 and _all(s, LOWER_TOKEN)
+
+
+cdef bint make_lower_token(char* at, Py_ssize_t size) noexcept:
+    """Whether these bytes are a token; its capitals become small ones in place."""
+    cdef Py_ssize_t i
+    cdef uint8_t c
+    for i in range(size):
+        c = CLASSES[<uint8_t>at[i]]
+        if not c & LOWER_TOKEN:
+            if not c & TOKEN:
+                return False
+            at[i] |= 0x20
+    return size > 0
 
 
 cdef inline bint _may_end_a_value(const char* at) noexcept:

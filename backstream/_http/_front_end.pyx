@@ -229,7 +229,7 @@ cdef class FrontEnd(Responder):
         exchange.responder = self
         exchange.table = context.table
         exchange.client_id = client_id
-        exchange.payload = Buffer()
+        exchange.payload = Buffer.__new__(Buffer)
         encode_request(exchange.payload, head)
         exchange.is_head = self.is_head
         exchange.is_idempotent = is_idempotent(head.method)

@@ -16,7 +16,7 @@ from libc.string cimport memchr, memcmp
 
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray
-from backstream._grammar cimport equals_lower, is_field_value, is_lower_token, is_token
+from backstream._grammar cimport equals_lower, is_field_value, is_token, make_lower_token
 from backstream._slice cimport Slice, equals, trim
 
 from httptools import (
@@ -466,7 +466,6 @@ cdef class MessageReader:
         cdef char* line_end
         cdef char* colon
         cdef Field field
-        cdef Py_ssize_t i
         while at < end:
             line_end = _find_line_end(at, end)
             if line_end == NULL:
@@ -476,15 +475,12 @@ cdef class MessageReader:
             colon = <char*>memchr(at, c':', line_end - at)
             if colon == NULL:
                 raise MessageError(400, "a field line without a colon")
-            for i in range(colon - at):
-                if c'A' <= at[i] <= c'Z':
-                    at[i] |= 0x20
             field.name.ptr = at
             field.name.size = colon - at
             field.value.ptr = colon + 1
             field.value.size = line_end - colon - 1
             trim(&field.value)
-            if not is_lower_token(field.name) or not is_field_value(field.value):
+            if not make_lower_token(at, colon - at) or not is_field_value(field.value):
                 raise MessageError(400, "a field with characters that may not stand in it")
             if fields.count == self.limits.fields:
                 self.too_large("too many fields")
