@@ -95,8 +95,6 @@ cdef class AsgiService(Service):
         self.root_path = root_path.rstrip("/")
         self.root_path_bytes = self.root_path.encode()
         self.state = {}
-        self.running = []
-        self.spare_clocks = []
         self.held_starts = []
         self.hosts = [None] * HOSTS
         self.names = [None] * NAMES
@@ -115,10 +113,11 @@ cdef class AsgiService(Service):
 
     async def stop(self):
         """Cancels what still runs, then runs the application's shutdown."""
-        cdef AsgiRequest request
+        cdef AsgiRequest request = self.newest
         cdef list tasks = []
-        for request in self.running:
+        while request is not None:
             tasks.append(request.task)
+            request = request.older
         for task in tasks:
             task.cancel()
         if tasks:
@@ -155,16 +154,39 @@ cdef class AsgiService(Service):
         else:
             task = self.asyncio_loop.create_task(request.run())
         request.task = task
-        request.place = len(self.running)
-        self.running.append(request)
+        request.older = self.newest
+        if self.newest is not None:
+            self.newest.newer = request
+        self.newest = request
         return 0
 
     cdef int ended(self, AsgiRequest request) except -1:
-        """The request's task is over: the last one takes its place."""
-        cdef AsgiRequest last = <AsgiRequest>self.running.pop()
-        if last is not request:
-            self.running[request.place] = last
-            last.place = request.place
+        """The request's task is over."""
+        if request.newer is not None:
+            request.newer.older = request.older
+        else:
+            self.newest = request.older
+        if request.older is not None:
+            request.older.newer = request.newer
+        request.newer = request.older = None
+        return 0
+
+    cdef HeadClock take_clock(self):
+        cdef HeadClock clock = self.spare_clock
+        if clock is None:
+            clock = HeadClock.__new__(HeadClock)
+            clock.loop = self.loop
+            return clock
+        self.spare_clock = clock.next
+        self.spare_clocks -= 1
+        clock.next = None
+        return clock
+
+    cdef int give_clock_back(self, HeadClock clock) except -1:
+        if self.spare_clocks < SPARE_CLOCKS:
+            clock.next = self.spare_clock
+            self.spare_clock = clock
+            self.spare_clocks += 1
         return 0
 
     cdef int start_soon(self, AsgiRequest request) except -1:
@@ -729,8 +751,7 @@ cdef class AsgiRequest(StreamHandler):
         return 0
 
     cdef int _start_clock(self, double seconds) except -1:
-        cdef AsgiService service = self.service
-        cdef HeadClock clock = <HeadClock>service.spare_clocks.pop() if service.spare_clocks else _new_clock(service)
+        cdef HeadClock clock = self.service.take_clock()
         clock.request = self
         self.head_clock = clock
         return clock.loop.set_deadline(clock, seconds)
@@ -741,8 +762,7 @@ cdef class AsgiRequest(StreamHandler):
             clock.loop.clear_deadline(clock)
             clock.request = None
             self.head_clock = None
-            if len(self.service.spare_clocks) < SPARE_CLOCKS:
-                self.service.spare_clocks.append(clock)
+            self.service.give_clock_back(clock)
         return 0
 
     cdef int _timed_out(self) except -1:
@@ -804,12 +824,6 @@ cdef class HeadClock(LoopMember):
         self.request = None
         request.head_clock = None
         return request._timed_out()
-
-
-cdef HeadClock _new_clock(AsgiService service):
-    cdef HeadClock clock = HeadClock.__new__(HeadClock)
-    clock.loop = service.loop
-    return clock
 
 
 class Lifespan:
