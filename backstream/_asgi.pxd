@@ -16,8 +16,10 @@ cdef class AsgiService(Service):
         object asyncio_loop
         object task_factory
         dict task_options               # a Task's arguments beside its coroutine
-        set tasks
-        list peers                      # (ip:port, (host, port)), each at a place of its own, or None
+        AsgiRequest newest              # of those whose task has not ended; the others are behind it
+        HeadClock spare_clock           # for the next request; the others are behind it
+        int spare_clocks
+        list hosts                      # of clients: (as bytes, as str), each at a place of its own, or None
         list names                      # of fields, each at a place of its own, or None
         # the scope that the next request's is a copy of, and what it was made for
         dict base
@@ -36,6 +38,9 @@ cdef class AsgiService(Service):
 
     cdef int begin(self, AsgiRequest request, Stream stream, bint end) except -1
     cdef int run(self, AsgiRequest request) except -1
+    cdef int ended(self, AsgiRequest request) except -1
+    cdef HeadClock take_clock(self)
+    cdef int give_clock_back(self, HeadClock clock) except -1
     cdef int start_soon(self, AsgiRequest request) except -1
     cdef dict _scope(self, AsgiRequest request, const RequestHead* head)
     cdef bint _is_of_base(self, const RequestHead* head) noexcept
@@ -51,6 +56,8 @@ cdef class AsgiRequest(StreamHandler):
         Stream stream
         dict scope
         object task
+        AsgiRequest newer               # its neighbours among those that run
+        AsgiRequest older
         # the request
         list pieces                     # of the body, not yet received by the application
         int64_t waiting_bytes           # in them
@@ -91,7 +98,9 @@ cdef class AsgiRequest(StreamHandler):
 
 cdef class HeadClock(LoopMember):
     """The deadline of a response's head."""
-    cdef AsgiRequest request
+    cdef:
+        AsgiRequest request
+        HeadClock next                  # where it is spare
 
 
 cdef class Ready:

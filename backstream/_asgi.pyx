@@ -37,9 +37,10 @@ cdef enum:
     APP_ERROR = 36
     TIMEOUT = 32
     NO_ERROR = 0
-    PEERS = 512             # addresses of clients that are remembered
+    HOSTS = 512             # of clients that are remembered
     NAMES = 64              # of fields that are remembered
     LONGEST_NAME = 64       # of them, bytes
+    SPARE_CLOCKS = 64
     DISCONNECT_TURNS = 5    # of the loop: from a task's http.disconnect through its waiter to the sender's cancellation
 
 cdef dict ASGI_VERSION = {"version": "3.0", "spec_version": "2.4"}
@@ -94,9 +95,8 @@ cdef class AsgiService(Service):
         self.root_path = root_path.rstrip("/")
         self.root_path_bytes = self.root_path.encode()
         self.state = {}
-        self.tasks = set()
         self.held_starts = []
-        self.peers = [None] * PEERS
+        self.hosts = [None] * HOSTS
         self.names = [None] * NAMES
         self.fields = FieldArray()
 
@@ -113,7 +113,11 @@ cdef class AsgiService(Service):
 
     async def stop(self):
         """Cancels what still runs, then runs the application's shutdown."""
-        tasks = list(self.tasks)
+        cdef AsgiRequest request = self.newest
+        cdef list tasks = []
+        while request is not None:
+            tasks.append(request.task)
+            request = request.older
         for task in tasks:
             task.cancel()
         if tasks:
@@ -150,7 +154,39 @@ cdef class AsgiService(Service):
         else:
             task = self.asyncio_loop.create_task(request.run())
         request.task = task
-        self.tasks.add(task)
+        request.older = self.newest
+        if self.newest is not None:
+            self.newest.newer = request
+        self.newest = request
+        return 0
+
+    cdef int ended(self, AsgiRequest request) except -1:
+        """The request's task is over."""
+        if request.newer is not None:
+            request.newer.older = request.older
+        else:
+            self.newest = request.older
+        if request.older is not None:
+            request.older.newer = request.newer
+        request.newer = request.older = None
+        return 0
+
+    cdef HeadClock take_clock(self):
+        cdef HeadClock clock = self.spare_clock
+        if clock is None:
+            clock = HeadClock.__new__(HeadClock)
+            clock.loop = self.loop
+            return clock
+        self.spare_clock = clock.next
+        self.spare_clocks -= 1
+        clock.next = None
+        return clock
+
+    cdef int give_clock_back(self, HeadClock clock) except -1:
+        if self.spare_clocks < SPARE_CLOCKS:
+            clock.next = self.spare_clock
+            self.spare_clock = clock
+            self.spare_clocks += 1
         return 0
 
     cdef int start_soon(self, AsgiRequest request) except -1:
@@ -170,7 +206,7 @@ cdef class AsgiService(Service):
         cdef Py_ssize_t i
         cdef Field* field
         cdef const char* mark = <const char*>memchr(head.target.ptr, c'?', head.target.size)
-        cdef bytes raw_path, query
+        cdef bytes raw_path
         cdef list headers = []
         cdef str path
         cdef dict extensions = {}
@@ -179,10 +215,8 @@ cdef class AsgiService(Service):
             self._make_base(head)
         if mark == NULL:
             raw_path = bytes_of(head.target)
-            query = b""
         else:
             raw_path = PyBytes_FromStringAndSize(head.target.ptr, mark - head.target.ptr)
-            query = PyBytes_FromStringAndSize(mark + 1, head.target.ptr + head.target.size - mark - 1)
         if self.base_root:
             raw_path = self.base_root + raw_path
         path = raw_path.decode("ascii")
@@ -204,10 +238,12 @@ cdef class AsgiService(Service):
         elif head.body == BODY_CHUNKED:
             headers.append((b"transfer-encoding", b"chunked"))
         scope = self.base.copy()
-        scope["method"] = method_of(head.method)
+        if not equals(head.method, b"GET", 3):
+            scope["method"] = method_of(head.method)
         scope["path"] = path
         scope["raw_path"] = raw_path
-        scope["query_string"] = query
+        if mark != NULL:
+            scope["query_string"] = PyBytes_FromStringAndSize(mark + 1, head.target.ptr + head.target.size - mark - 1)
         scope["headers"] = headers
         scope["client"] = self._client(head.peer)
         scope["state"] = self.state.copy() if self.state else {}
@@ -220,7 +256,10 @@ cdef class AsgiService(Service):
                 and is_same(self.base_authority, head.authority))
 
     cdef int _make_base(self, const RequestHead* head) except -1:
-        """Prepares what the scopes of requests to one origin share: a copy costs half of what a new dict does."""
+        """Prepares what the scopes of requests to one origin share: a copy costs half of what a new dict does.
+
+        What most requests have is there already.
+        """
         cdef str root = self.root_path
         cdef bint plain = head.scheme.size == 4
         cdef object server = address_of(head.authority)
@@ -238,23 +277,25 @@ cdef class AsgiService(Service):
             root += unquote(self.base_prefix.decode("ascii")).rstrip("/")
             self.base_root += self.base_prefix.rstrip(b"/")
         self.base_host = (b"host", self.base_authority) if head.authority.size else None
-        self.base = {
-            "type": "http",
-            "asgi": ASGI_VERSION,
-            "http_version": ("1.1" if head.http_major == 1 and head.http_minor
-                             else f"{head.http_major}.{head.http_minor}"),
-            "method": None,
-            "scheme": "http" if plain else "https",
-            "path": None,
-            "raw_path": None,
-            "query_string": None,
-            "root_path": root,
-            "headers": None,
-            "client": None,
-            "server": server,
-            "state": None,
-            "extensions": None,
-        }
+        # From pairs: one that is made by a literal does not know that its keys are all str, and its copies are half as
+        # large again, too large for Python's allocator.
+        self.base = dict([
+            ("type", "http"),
+            ("asgi", ASGI_VERSION),
+            ("http_version", ("1.1" if head.http_major == 1 and head.http_minor
+                              else f"{head.http_major}.{head.http_minor}")),
+            ("method", "GET"),
+            ("scheme", "http" if plain else "https"),
+            ("path", None),
+            ("raw_path", None),
+            ("query_string", b""),
+            ("root_path", root),
+            ("headers", None),
+            ("client", None),
+            ("server", server),
+            ("state", None),
+            ("extensions", None),
+        ])
         return 0
 
     cdef bytes _name(self, Slice text):
@@ -271,19 +312,29 @@ cdef class AsgiService(Service):
         return <bytes>known
 
     cdef object _client(self, Slice text):
-        """(host, port) for "ip:port", remembered since a few come again and again; None for nothing."""
-        cdef Py_ssize_t i
+        """(host, port) for "ip:port", the host remembered since a few come again and again; None for nothing."""
+        cdef Py_ssize_t i, colon = text.size - 1
         cdef uint32_t place = 0
+        cdef int port = 0
+        cdef Slice host
         cdef object known
+        if text.size == 0:
+            return None
+        while colon and text.ptr[colon] != c':':
+            colon -= 1
+        for i in range(colon + 1, text.size):
+            port = port * 10 + text.ptr[i] - c'0'
+        host.ptr = text.ptr
+        host.size = colon
         # Each has one place: a dict would want bytes made and hashed, for 400 instructions more.
-        for i in range(text.size):
+        for i in range(colon):
             place = place * 31 + <uint8_t>text.ptr[i]
-        place %= PEERS
-        known = self.peers[place]
-        if known is None or not is_same(<bytes>(<tuple>known)[0], text):
-            known = (bytes_of(text), address_of(text))
-            self.peers[place] = known
-        return (<tuple>known)[1]
+        place %= HOSTS
+        known = self.hosts[place]
+        if known is None or not is_same(<bytes>(<tuple>known)[0], host):
+            known = (bytes_of(host), bytes_of(host).decode("ascii").strip("[]"))
+            self.hosts[place] = known
+        return ((<tuple>known)[1], port)
 
 
 cdef inline bint is_same(bytes value, Slice text) noexcept:
@@ -344,7 +395,7 @@ cdef class AsgiRequest(StreamHandler):
             self.completed = True
             self.start = None
             self.scope = None
-            self.service.tasks.discard(self.task)
+            self.service.ended(self)
             self.task = None
             self._wake_receiver()
             self._wake_sender()
@@ -701,17 +752,18 @@ cdef class AsgiRequest(StreamHandler):
         return 0
 
     cdef int _start_clock(self, double seconds) except -1:
-        cdef HeadClock clock = HeadClock.__new__(HeadClock)
-        clock.loop = self.service.loop
+        cdef HeadClock clock = self.service.take_clock()
         clock.request = self
         self.head_clock = clock
         return clock.loop.set_deadline(clock, seconds)
 
     cdef int _stop_head_clock(self) except -1:
-        if self.head_clock is not None:
-            self.head_clock.loop.clear_deadline(self.head_clock)
-            self.head_clock.request = None
+        cdef HeadClock clock = self.head_clock
+        if clock is not None:
+            clock.loop.clear_deadline(clock)
+            clock.request = None
             self.head_clock = None
+            self.service.give_clock_back(clock)
         return 0
 
     cdef int _timed_out(self) except -1:

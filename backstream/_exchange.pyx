@@ -133,8 +133,6 @@ cdef class Exchange(StreamHandler):
                 self.responder.loop.hurry(self.client_id)
             return self._await_agent()
         self.link = link
-        if self.ended_at:
-            self._spend_budget()
         try:
             self.stream = link.session.open(self.payload.data, self.payload.size, self,
                                             self.request_ended and not self.has_body and not self.offers_upgrade,
@@ -158,6 +156,8 @@ cdef class Exchange(StreamHandler):
             self._open_again(None)
 
     cdef int _open_again(self, AgentLink other_than) except -1:
+        if self.ended_at:
+            self._spend_budget()
         self._open(other_than)
         if not self.finished and self.stream is not None:
             # A new stream has room of its own, and nobody has asked for it yet.
@@ -177,10 +177,8 @@ cdef class Exchange(StreamHandler):
 
     cdef int _await_head(self) except -1:
         """The request is complete: the time for the response's head runs."""
-        cdef double left
         if self.head_timeout > 0:
-            left = self.ended_at + self.head_timeout - monotonic()
-            return self._set_deadline(left if left > 0 else 0)
+            return self.responder.loop.set_deadline_at(self.responder, self.ended_at + self.head_timeout)
         return self.responder.loop.clear_deadline(self.responder)
 
     cdef int _set_deadline(self, double seconds) except -1:
@@ -320,7 +318,7 @@ cdef class Exchange(StreamHandler):
             self.responder.loop.clear_deadline(self.responder)
         elif not end:
             self.active_at = monotonic()
-            self._set_deadline(self.idle_timeout)
+            self.responder.loop.set_deadline_at(self.responder, self.active_at + self.idle_timeout)
         if self.offers_upgrade and not self.upgraded:
             # Nobody took the upgrade: the request has no body and ends here (the stream was left open for it).
             stream.end()

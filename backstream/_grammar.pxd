@@ -3,6 +3,7 @@ from backstream._slice cimport Slice
 
 cdef bint is_token(Slice s) noexcept
 cdef bint is_lower_token(Slice s) noexcept
+cdef bint make_lower_token(char* at, Py_ssize_t size) noexcept
 cdef bint is_field_value(Slice s) noexcept
 cdef bint is_target(Slice s) noexcept
 cdef bint is_authority(Slice s) noexcept

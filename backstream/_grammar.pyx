@@ -1,6 +1,6 @@
 """What HTTP's parts may look like (RFC 9110 §5, RFC 9112 §3), as far as the wire asks for it.
 
-Names, values and targets are judged in place; nothing here is changed, copied or decoded.
+Names, values and targets are judged in place; nothing here is copied or decoded, nor changed but for a token's case.
 """
 
 from libc.stdint cimport uint8_t, uint64_t
@@ -18,7 +18,7 @@ cdef enum:
 
 cdef enum CharClass:
     TOKEN = 1           # RFC 9110 §5.6.2 tchar
-    UPPER = 2
+    LOWER_TOKEN = 2     # a tchar that is no capital
     VALUE = 4           # RFC 9110 §5.5: HTAB, SP, VCHAR, obs-text
     TARGET = 8          # visible ASCII but "#"
     REG_NAME = 16       # RFC 3986 §3.2.2 reg-name without "," (which would join two Hosts)
@@ -42,14 +42,15 @@ cdef void _fill_classes() noexcept:
             CLASSES[c] |= TOKEN | DIGIT | HEX | REG_NAME
         if c'a' <= c <= c'z' or c'A' <= c <= c'Z':
             CLASSES[c] |= TOKEN | REG_NAME
-        if c'A' <= c <= c'Z':
-            CLASSES[c] |= UPPER
         if c'a' <= c <= c'f' or c'A' <= c <= c'F':
             CLASSES[c] |= HEX
     for c in b"!#$%&'*+-.^_`|~":
         CLASSES[c] |= TOKEN
     for c in b"-._~!$&'()*+;=%":
         CLASSES[c] |= REG_NAME
+    for c in range(256):
+        if CLASSES[c] & TOKEN and not c'A' <= c <= c'Z':
+            CLASSES[c] |= LOWER_TOKEN
 
 _fill_classes()
 
@@ -67,15 +68,20 @@ cdef bint is_token(Slice s) noexcept:
 
 
 cdef bint is_lower_token(Slice s) noexcept:
+    return s.size > 0 and _all(s, LOWER_TOKEN)
+
+
+cdef bint make_lower_token(char* at, Py_ssize_t size) noexcept:
+    """Whether these bytes are a token; its capitals become small ones in place."""
     cdef Py_ssize_t i
     cdef uint8_t c
-    if s.size == 0:
-        return False
-    for i in range(s.size):
-        c = CLASSES[<uint8_t>s.ptr[i]]
-        if not c & TOKEN or c & UPPER:
-            return False
-    return True
+    for i in range(size):
+        c = CLASSES[<uint8_t>at[i]]
+        if not c & LOWER_TOKEN:
+            if not c & TOKEN:
+                return False
+            at[i] |= 0x20
+    return size > 0
 
 
 cdef inline bint _may_end_a_value(const char* at) noexcept:
@@ -178,7 +184,7 @@ cdef bint equals_lower(Slice s, const char* text, Py_ssize_t size) noexcept:
         return False
     for i in range(size):
         c = <uint8_t>s.ptr[i]
-        if CLASSES[c] & UPPER:
+        if c'A' <= c <= c'Z':
             c |= 0x20
         if c != <uint8_t>text[i]:
             return False

@@ -11,7 +11,10 @@ cdef class LoopMember:
         bint _flush_scheduled
         long long _flushed_in   # the turn of the last flush
         int _slot               # of the timer wheel, -1 while no deadline is set
+        LoopMember _before      # in the slot's ring, None while no deadline is set
+        LoopMember _after
         double _deadline_at     # monotonic seconds
+        double _filed_at        # what `_deadline_at` was when the member came into its slot
 
     cdef int flush(self) except -1
     cdef int on_deadline(self) except -1
@@ -39,7 +42,7 @@ cdef class LoopState:
         double _queue_due       # seconds, when its next turn is
         object _queue_timer     # a _FineTimer while there are many
         # deadlines
-        list _slots             # of sets of LoopMember
+        list _slots             # of LoopMember: the ring of those in the slot begins and ends with it
         readonly Py_ssize_t deadlines
         long long _tick
         double _wake_at
@@ -56,7 +59,7 @@ cdef class LoopState:
         char* message_buffer    # MAX_MESSAGE_SIZE bytes, MESSAGE_ROOM before it
         # the date
         double _date_until
-        bytes _date
+        bytes _date_line
 
     cdef int schedule_flush(self, LoopMember member) except -1
     cdef int enqueue(self, LoopMember member, object key, bint urgent) except -1
@@ -65,10 +68,13 @@ cdef class LoopState:
     cdef bint has_queue(self) noexcept
     cdef int _pause_queue(self, double begin, double now) except -1
     cdef int set_deadline(self, LoopMember member, double seconds) except -1
+    cdef int set_deadline_at(self, LoopMember member, double at) except -1
     cdef int clear_deadline(self, LoopMember member) except -1
     cdef int watch_unread(self, int fd, LoopMember member) except -1
     cdef int forget_unread(self, int fd) except -1
-    cdef bytes http_date(self)
+    cdef bytes date_line(self)
+    cdef int _file(self, LoopMember member) except -1
+    cdef list _due_in(self, int slot, double now)
     cdef int _wake_by(self, double at) except -1
 
 

@@ -105,6 +105,30 @@ cdef class LoopMember:
         return 0
 
 
+# Rings, not sets, for which a small request would hash and look for its member three times.
+cdef LoopMember _new_slot():
+    cdef LoopMember slot = LoopMember()
+    slot._before = slot._after = slot
+    return slot
+
+
+cdef void _enter_slot(LoopMember slot, LoopMember member) noexcept:
+    cdef LoopMember last = slot._before
+    member._before = last
+    member._after = slot
+    last._after = member
+    slot._before = member
+
+
+cdef void _leave_slot(LoopMember member) noexcept:
+    cdef LoopMember before = member._before, after = member._after
+    if before is None or after is None:
+        return      # the garbage collector is taking it all to pieces
+    before._after = after
+    after._before = before
+    member._before = member._after = None
+
+
 cdef class _FineTimer:
     """A timer of one shot, in microseconds where the system has one: the loop's own count in milliseconds."""
 
@@ -157,7 +181,7 @@ cdef class LoopState:
         self._urgent = deque()
         self._queued = {}
         self._run_queue_bound = self._run_queue
-        self._slots = [set() for _ in range(SLOTS)]
+        self._slots = [_new_slot() for _ in range(SLOTS)]
         self._tick = <long long>(monotonic() / TICK)
         self._unread = {}
         self._read_memory = bytearray(READ_SIZE)
@@ -288,23 +312,50 @@ cdef class LoopState:
 
     cdef int set_deadline(self, LoopMember member, double seconds) except -1:
         """Calls `member.on_deadline` after `seconds`, instead of the deadline that it had."""
-        cdef double at = monotonic() + seconds
-        cdef int slot = <int>((<long long>(at / TICK) + 1) % SLOTS)
+        return self.set_deadline_at(member, monotonic() + seconds)
+
+    cdef int set_deadline_at(self, LoopMember member, double at) except -1:
+        """`set_deadline` at monotonic seconds, for who has asked the clock already."""
         member._deadline_at = at
-        if slot != member._slot:
-            if member._slot >= 0:
-                (<set>self._slots[member._slot]).discard(member)
-            else:
-                self.deadlines += 1
-            (<set>self._slots[slot]).add(member)
-            member._slot = slot
+        if member._slot >= 0 and at >= member._filed_at:
+            return 0        # put off: it stays where it lies until that slot's turn, and is filed anew then
+        self._file(member)
         if self._wake_handle is not None and self._wake_at <= at + TICK:
             return 0        # nearly always, and the clock need not be asked again
         return self._wake_by(at)
 
+    cdef int _file(self, LoopMember member) except -1:
+        """Puts the member into the slot of its deadline."""
+        cdef long long tick = <long long>(member._deadline_at / TICK)
+        # The slot behind the last that had its turn is the first that will, for what has passed already.
+        cdef int slot = <int>((max(tick, self._tick) + 1) % SLOTS)
+        member._filed_at = member._deadline_at
+        if slot != member._slot:
+            if member._slot >= 0:
+                _leave_slot(member)
+            else:
+                self.deadlines += 1
+            _enter_slot(<LoopMember>self._slots[slot], member)
+            member._slot = slot
+        return 0
+
+    cdef list _due_in(self, int slot, double now):
+        """The slot's members whose deadline has passed; those whose was put off are filed anew."""
+        cdef list due = []
+        cdef LoopMember ring = <LoopMember>self._slots[slot]
+        cdef LoopMember member = ring._after, after
+        while member is not ring:
+            after = member._after
+            if member._deadline_at <= now:
+                due.append(member)
+            elif member._deadline_at > member._filed_at:
+                self._file(member)
+            member = after
+        return due
+
     cdef int clear_deadline(self, LoopMember member) except -1:
         if member._slot >= 0:
-            (<set>self._slots[member._slot]).discard(member)
+            _leave_slot(member)
             member._slot = -1
             self.deadlines -= 1
         return 0
@@ -325,27 +376,29 @@ cdef class LoopState:
         cdef double now = monotonic()
         cdef long long tick = <long long>(now / TICK)
         cdef long long at
-        cdef LoopMember member
-        cdef set slot
+        cdef LoopMember member, slot
         self._wake_handle = None
         at = self._tick + 1
         if tick - at >= SLOTS:
             at = tick - SLOTS + 1
         self._tick = tick
         while at <= tick:
-            slot = <set>self._slots[at % SLOTS]
-            if slot:
-                for member in list(slot):
-                    if member._deadline_at <= now and member._slot == at % SLOTS:
-                        self.clear_deadline(member)
-                        try:
-                            member.on_deadline()
-                        except Exception:
-                            logger.exception("the deadline of %r failed", member)
+            for member in self._due_in(at % SLOTS, now):
+                if member._slot != at % SLOTS:
+                    continue    # one before it has cleared it, or set it anew
+                if member._deadline_at > now:
+                    self._file(member)
+                    continue
+                self.clear_deadline(member)
+                try:
+                    member.on_deadline()
+                except Exception:
+                    logger.exception("the deadline of %r failed", member)
             at += 1
         if self.deadlines:
             for at in range(tick + 1, tick + SLOTS):
-                if <set>self._slots[at % SLOTS]:
+                slot = <LoopMember>self._slots[at % SLOTS]
+                if slot._after is not slot:
                     break
             self._wake_by(at * TICK)
 
@@ -396,13 +449,13 @@ cdef class LoopState:
 
     # --- the date ---
 
-    cdef bytes http_date(self):
-        """The IMF-fixdate of now (RFC 9110 §5.6.7), made once a second."""
+    cdef bytes date_line(self):
+        """The field line Date with the IMF-fixdate of now (RFC 9110 §5.6.7), made once a second."""
         cdef double now = monotonic()
         if now >= self._date_until:
-            self._date = formatdate(usegmt=True).encode()
+            self._date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
             self._date_until = now + (1.0 - time.time() % 1.0)
-        return self._date
+        return self._date_line
 
 
 cpdef LoopState loop_state():

@@ -102,9 +102,11 @@ cdef class FrontEnd(Responder):
     # --- the request's head ---
 
     cdef bint _request_head(self, char** data, Py_ssize_t* size) except -1:
-        """Judges a head and sends the request on its way; false when nothing more is to be parsed."""
+        """Judges a head and sends the request on its way; false when nothing more is to be parsed.
+
+        Whatever becomes of the request sets the deadline anew.
+        """
         cdef RequestReader reader = self.reader
-        self.loop.clear_deadline(self)
         self.minor = reader.minor
         self.keep_alive = reader.keep_alive and not self.context.draining
         self.is_head = equals(reader.method, b"HEAD", 4)
@@ -227,7 +229,7 @@ cdef class FrontEnd(Responder):
         exchange.responder = self
         exchange.table = context.table
         exchange.client_id = client_id
-        exchange.payload = Buffer()
+        exchange.payload = Buffer.__new__(Buffer)
         encode_request(exchange.payload, head)
         exchange.is_head = self.is_head
         exchange.is_idempotent = is_idempotent(head.method)

@@ -16,7 +16,7 @@ from libc.string cimport memchr, memcmp
 
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray
-from backstream._grammar cimport equals_lower, is_field_value, is_lower_token, is_token
+from backstream._grammar cimport equals_lower, is_field_value, is_token, make_lower_token
 from backstream._slice cimport Slice, equals, trim
 
 from httptools import (
@@ -24,16 +24,6 @@ from httptools import (
 )
 
 from backstream._http.errors import MessageError
-
-
-cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <string.h>
-    """
-    void* memmem(const void* haystack, size_t haystack_size, const void* needle, size_t needle_size)
 
 
 cdef FieldKind kind_of(Slice name) noexcept:
@@ -143,6 +133,26 @@ cdef bint next_token(Slice* rest, Slice* token) noexcept:
         if token.size:
             return True
     return False
+
+
+# By memchr, which looks at dozens of bytes at once: memmem costs a small request nearly a thousand instructions.
+cdef char* _find_line_end(char* at, char* end) noexcept:
+    """Where the first CRLF begins, NULL where there is none."""
+    cdef char* lf = at
+    while True:
+        lf = <char*>memchr(lf, c'\n', end - lf)
+        if lf == NULL or lf > at and lf[-1] == c'\r':
+            return lf - 1 if lf != NULL else NULL
+        lf += 1
+
+
+cdef char* _find_blank_line(char* at, char* end) noexcept:
+    """Where the first CRLF CRLF begins, NULL where there is none."""
+    while True:
+        at = _find_line_end(at, end)
+        if at == NULL or end - at >= 4 and at[2] == c'\r' and at[3] == c'\n':
+            return at
+        at += 2
 
 
 cdef bint _has_bare_line_end(const char* data, Py_ssize_t size) noexcept:
@@ -359,7 +369,7 @@ cdef class MessageReader:
             self._count_empty_line()
             return self._read_head(data, size)
         if before == 0:
-            end = <char*>memmem(data[0], size[0], b"\r\n\r\n", 4)
+            end = _find_blank_line(data[0], data[0] + size[0])
             if end != NULL:
                 taken = end + 4 - data[0]
                 head = data[0]
@@ -372,7 +382,7 @@ cdef class MessageReader:
             taken = self.limits.head + 4 - before
         append(self.partial, data[0], taken)
         start = before - 3 if before > 3 else 0
-        end = <char*>memmem(self.partial.data + start, self.partial.size - start, b"\r\n\r\n", 4)
+        end = _find_blank_line(self.partial.data + start, self.partial.data + self.partial.size)
         if end != NULL:
             taken = end + 4 - self.partial.data
             data[0] += taken - before
@@ -411,7 +421,7 @@ cdef class MessageReader:
             size -= 2
         if size > self.limits.head:
             self.too_large("the head is too large")
-        line_end = <char*>memmem(head, size, b"\r\n", 2)
+        line_end = _find_line_end(head, head + size)
         self.start_line(head, line_end - head)
         self.feed(head, size)
         self.fields.count = 0
@@ -456,9 +466,8 @@ cdef class MessageReader:
         cdef char* line_end
         cdef char* colon
         cdef Field field
-        cdef Py_ssize_t i
         while at < end:
-            line_end = <char*>memmem(at, end - at, b"\r\n", 2)
+            line_end = _find_line_end(at, end)
             if line_end == NULL:
                 line_end = end
             if line_end == at:
@@ -466,15 +475,12 @@ cdef class MessageReader:
             colon = <char*>memchr(at, c':', line_end - at)
             if colon == NULL:
                 raise MessageError(400, "a field line without a colon")
-            for i in range(colon - at):
-                if c'A' <= at[i] <= c'Z':
-                    at[i] |= 0x20
             field.name.ptr = at
             field.name.size = colon - at
             field.value.ptr = colon + 1
             field.value.size = line_end - colon - 1
             trim(&field.value)
-            if not is_lower_token(field.name) or not is_field_value(field.value):
+            if not make_lower_token(at, colon - at) or not is_field_value(field.value):
                 raise MessageError(400, "a field with characters that may not stand in it")
             if fields.count == self.limits.fields:
                 self.too_large("too many fields")

@@ -44,9 +44,10 @@ cdef double LINGER_SECONDS = 5.0
 
 logger = logging.getLogger("backstream.proxy")
 
-cdef dict _STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
-}
+# By their numbers; not a dict, which would want each as an object.
+cdef list _STATUS_LINES = [None] * 600
+for _status in HTTPStatus:
+    _STATUS_LINES[_status.value] = b"HTTP/1.1 %d %s\r\n" % (_status.value, _status.phrase.encode())
 
 
 cdef class _ProtocolBase(FrontEnd):
@@ -468,7 +469,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
     # --- responses ---
 
     cdef int _write_status(self, int status, Slice reason) except -1:
-        cdef object line = _STATUS_LINES.get(status)
+        cdef object line = _STATUS_LINES[status] if status < 600 else None
         if line is not None and (reason.size == 0 or (len(<bytes>line) == reason.size + 15
                                  and equals(reason, <const char*>(<bytes>line) + 13, reason.size))):
             return self.writer.text(<bytes>line)
@@ -527,9 +528,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self.writer.text(b"connection: upgrade\r\nupgrade: " + b", ".join(self.context.upgrades.values()) + b"\r\n")
         if not dated:
             # RFC 9110 §6.6.1: who passes a response on without a Date adds one.
-            self.writer.text(b"date: ")
-            self.writer.text(self.loop.http_date())
-            self.writer.text(b"\r\n")
+            self.writer.text(self.loop.date_line())
         if (self.request_open and (end or status >= 300 or self.awaits_continue)) or self.context.draining:
             # The rest of the request's body is not worth waiting for; a client that waits for 100 need not send it.
             self.keep_alive = False
@@ -653,7 +652,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
             *lines,
             f"content-length: {len(body)}",
-            f"date: {self.loop.http_date().decode()}",
+            self.loop.date_line().decode().rstrip(),
         ]
         if not keep:
             connection.append("close")
