@@ -116,7 +116,8 @@ cdef class AsgiService(Service):
         cdef AsgiRequest request = self.newest
         cdef list tasks = []
         while request is not None:
-            tasks.append(request.task)
+            if request.task is not None:
+                tasks.append(request.task)
             request = request.older
         for task in tasks:
             task.cancel()
@@ -148,16 +149,17 @@ cdef class AsgiService(Service):
     cdef int run(self, AsgiRequest request) except -1:
         """Starts the request's task."""
         cdef object task
+        # Before the task: a factory of eager ones may have it ended already.
+        request.older = self.newest
+        if self.newest is not None:
+            self.newest.newer = request
+        self.newest = request
         if self.task_factory is None:
             # Not loop.create_task, nor a call with keywords, which makes a dict of them each time: 750 instructions.
             task = PyObject_Call(Task, (request.run(),), self.task_options)
         else:
             task = self.asyncio_loop.create_task(request.run())
         request.task = task
-        request.older = self.newest
-        if self.newest is not None:
-            self.newest.newer = request
-        self.newest = request
         return 0
 
     cdef int ended(self, AsgiRequest request) except -1:
