@@ -1,8 +1,13 @@
 from backstream._codec cimport Trailers
+from backstream._loop cimport LoopMember
 from backstream._stream cimport SessionOwner, StreamHandler
 
 
 cdef tuple pairs_of_trailers(const Trailers* trailers)
+
+
+cdef class Deadline(LoopMember):
+    cdef object __weakref__
 
 
 cdef class Handler(StreamHandler):

@@ -1,8 +1,14 @@
 from collections.abc import Iterable
 
+from backstream._loop import LoopMember
 from backstream._messages import Fields, GoAway, Hello, RequestHead, ResponseHead
 from backstream._session import Session
 from backstream._stream import SessionOwner, Stream, StreamHandler
+
+class Deadline(LoopMember):
+    def set(self, seconds: float) -> None: ...
+    def clear(self) -> None: ...
+    def passed(self) -> None: ...
 
 class Handler(StreamHandler):
     def head_received(self, stream: Stream, head: ResponseHead, interim: bool, end: bool) -> None: ...

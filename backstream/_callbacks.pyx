@@ -1,4 +1,4 @@
-"""Streams and sessions for Python code: the same interfaces as in `_stream`, with Python values.
+"""Streams, sessions and deadlines for Python code: the same interfaces as below, with Python values.
 
 Slower than a `cdef` handler by the objects that it builds; for programs that want no ASGI, and for tests.
 """
@@ -7,6 +7,7 @@ from libc.stdint cimport uint32_t
 
 from backstream._buffer cimport Buffer
 from backstream._codec cimport MAX_MESSAGE_SIZE, FieldArray, RequestHead, ResponseHead, Trailers, encode_request
+from backstream._loop cimport LoopMember, loop_state
 from backstream._message_codec cimport (
     fill_request, fill_response, fill_trailers, pairs_of, request_object, response_object,
 )
@@ -14,6 +15,27 @@ from backstream._session cimport Session
 from backstream._stream cimport SessionOwner, Stream, StreamHandler
 
 cdef bytearray _message = bytearray(MAX_MESSAGE_SIZE)
+
+
+cdef class Deadline(LoopMember):
+    """One deadline at a time on the running loop; `passed` is called when it has come."""
+
+    def __init__(self):
+        self.loop = loop_state()
+
+    def set(self, double seconds):
+        """From now, instead of the one that it had."""
+        self.loop.set_deadline(self, seconds)
+
+    def clear(self):
+        self.loop.clear_deadline(self)
+
+    def passed(self):
+        """For subclasses."""
+
+    cdef int on_deadline(self) except -1:
+        self.passed()
+        return 0
 
 
 cdef class Handler(StreamHandler):
