@@ -361,7 +361,8 @@ def _read_with_h11(wire: bytes) -> tuple[list[tuple[bytes, bytes, bytes]], bool]
                 return found, True
     except h11.RemoteProtocolError as error:
         # A Host that is missing, repeated or odd leaves no doubt about where the request ends: the next one is served.
-        return found, "Host" not in str(error)
+        # Nor do empty lines before a request, of which h11 takes none (RFC 9112 §2.2).
+        return found, "Host" not in str(error) and "no request line" not in str(error)
 
 
 def seeds() -> dict[str, bytes]:
