@@ -4,6 +4,7 @@ One worker in one foreground process, no access log, keep-alive to clients and u
 """
 
 import os
+import tempfile
 from pathlib import Path
 
 from bench.certificate import Certificate
@@ -129,8 +130,8 @@ def start_service(fleet: Fleet, *, bulk_bytes: int = 0, tls: Certificate | None 
 
 
 def _start(fleet: Fleet, name: str, port: int, server: str, upstream: str, tls: Certificate | None = None) -> int:
-    directory = Path(fleet.directory, f"nginx-{port}")
-    directory.mkdir()
+    # Not by its port: one that ended may have had the same.
+    directory = Path(tempfile.mkdtemp(prefix="nginx-", dir=fleet.directory))
     config = directory / "nginx.conf"
     if tls is not None:
         server = f"{_SSL.format(cert=tls.cert, key=tls.key)}\n    {server}"

@@ -8,6 +8,7 @@ recommend for speed: no compression, no encryption where it can be left out, no 
 import getpass
 import os
 import random
+import tempfile
 from abc import abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -225,8 +226,7 @@ def _ssh(directory: Path, port: int, *rest: str) -> list[str]:
 
 
 def _keys(fleet: Fleet, name: str, *files: str) -> Path:
-    directory = Path(fleet.directory, name)
-    directory.mkdir(mode=0o700)
+    directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=fleet.directory))
     for file in files:
         argv = [binaries.path_of("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(directory / file)]
         fleet.run("ssh-keygen", argv, timeout=20)
@@ -251,7 +251,7 @@ class SshReverse(Tunnel):
         return binaries.version("ssh", *self.version_flags)
 
     def ends(self, fleet: Fleet, route: Route) -> tuple[list[str], list[str]]:
-        directory = _keys(fleet, f"ssh-{route.meeting}", "host", "user")
+        directory = _keys(fleet, "ssh", "host", "user")
         config = directory / "sshd_config"
         config.write_text(_SSHD.format(address=route.address, meeting=route.meeting, directory=directory))
         if os.geteuid() == 0:
@@ -272,7 +272,7 @@ class Sish(Tunnel):
     install = "no registry has it as a command; put its release on PATH, or say --contender sish=PATH"
 
     def ends(self, fleet: Fleet, route: Route) -> tuple[list[str], list[str]]:
-        directory = _keys(fleet, f"sish-{route.meeting}", "user")
+        directory = _keys(fleet, "sish", "user")
         server = [
             binaries.path_of("sish"),
             f"--ssh-address={route.address}:{route.meeting}",
