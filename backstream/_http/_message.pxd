@@ -81,7 +81,8 @@ cdef class MessageReader:
         int64_t body_left
         list body_pieces
         bint message_complete
-        bint parser_spent
+        bint parser_spent           # llhttp reads nothing more of this message
+        bint parser_ends            # it reads this message, and may refuse the next one
         char* fed                   # to the parser at this moment, NULL between
         Py_ssize_t fed_size
         int empty_lines             # before the start line

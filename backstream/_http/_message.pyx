@@ -299,9 +299,9 @@ cdef class MessageReader:
         self.partial.release()
         self.head_copy.release()
         self.upgrade = False
-        if self.parser_spent:
+        if self.parser_spent or self.parser_ends:
             self.new_parser()
-            self.parser_spent = False
+            self.parser_spent = self.parser_ends = False
         return 0
 
     cdef int at_end_of_file(self) except -1:
@@ -499,9 +499,14 @@ cdef class MessageReader:
         self.upgrade_value.size = 0
         for i in range(self.fields.count):
             field = &self.fields.items[i]
+            if field.kind == FIELD_OTHER:
+                continue
             if field.kind == FIELD_UPGRADE:
                 if self.upgrade_value.size == 0:
                     self.upgrade_value = field.value
+            elif field.kind == FIELD_PROXY_CONNECTION:
+                # RFC 9112 §C.2.2: no connection option. llhttp takes it for one, and might read nothing behind it.
+                self.parser_ends = True
             elif field.kind == FIELD_CONNECTION:
                 rest = field.value
                 while next_token(&rest, &token):
