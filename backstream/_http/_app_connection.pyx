@@ -71,8 +71,7 @@ cdef class AppConnection(FrontEnd):
                 raise MessageError(400, "malformed message")
             self._request_head(&data, &size)
         except MessageError as error:
-            self.is_head = self.reader.is_head
-            self._refuse(error)
+            self._refuse_head(error)
 
     cdef int _forward(self, RequestHead* head, bytes client_id, double timeout, bytes upgrade) except -1:
         cdef bytes prefix

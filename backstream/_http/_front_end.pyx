@@ -304,6 +304,13 @@ cdef class FrontEnd(Responder):
                                  trace=self.context.trace)
         return self._answer(error.status, lines, body)
 
+    cdef int _refuse_head(self, object error) except -1:
+        """Refuses a request whose head did not come, or not as one: it is known as far as its start line was read."""
+        self.reader.read_begun_line()
+        # RFC 9110 §9.3.2: whatever is wrong with a HEAD, its answer has no content.
+        self.is_head = equals(self.reader.method, b"HEAD", 4)
+        return self._refuse(error)
+
     cdef list _accept(self):
         """The request's Accept lines, as far as they are still at hand."""
         cdef RequestHead head

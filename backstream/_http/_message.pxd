@@ -69,7 +69,6 @@ cdef class MessageReader:
         FieldArray fields           # names in lower case; valid until the next call of `read`
         int minor                   # of HTTP/1.x
         bint keep_alive
-        bint is_head                # a request's start line says HEAD
         bint upgrade                # Connection: upgrade and an Upgrade field
         Slice upgrade_value
         BodyKind body
@@ -115,10 +114,12 @@ cdef class MessageReader:
 
 cdef class RequestReader(MessageReader):
     cdef:
-        Slice method
+        Slice method                # empty before the start line
         Slice target
         bytes target_copy           # what a target that had to be written anew lives in
         bytes max_forwards          # likewise
+
+    cdef int read_begun_line(self) noexcept
 
 
 cdef class ResponseReader(MessageReader):

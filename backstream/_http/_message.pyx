@@ -295,7 +295,6 @@ cdef class MessageReader:
         self.message_complete = False
         self.chunk_state = SIZE_FIRST
         self.trailer_fields = None
-        self.is_head = False
         self.partial.release()
         self.head_copy.release()
         self.upgrade = False
@@ -419,10 +418,10 @@ cdef class MessageReader:
         while size > 4 and head[0] == c'\r' and head[1] == c'\n':
             head += 2
             size -= 2
-        if size > self.limits.head:
-            self.too_large("the head is too large")
         line_end = _find_line_end(head, head + size)
         self.start_line(head, line_end - head)
+        if size > self.limits.head:
+            self.too_large("the head is too large")
         self.feed(head, size)
         self.fields.count = 0
         self._split_fields(line_end + 2, end, self.fields)
@@ -626,6 +625,34 @@ cdef class RequestReader(MessageReader):
     cdef int too_large(self, str what) except -1:
         raise MessageError(414 if "start line" in what or "target" in what else 431, what)
 
+    cdef int next_message(self) except -1:
+        self.method.size = self.target.size = 0
+        return MessageReader.next_message(self)
+
+    cdef int read_begun_line(self) noexcept:
+        """Finds method and target of a head that is refused, as far as they have come; empty where they have not."""
+        cdef Slice rest
+        cdef const char* end
+        if self.partial.size == 0:
+            return 0        # `start_line` has seen it, or there is none
+        rest.ptr = self.partial.data
+        rest.size = self.partial.size
+        end = <const char*>memchr(rest.ptr, c'\n', rest.size)
+        if end != NULL:
+            rest.size = end - rest.ptr
+            if rest.size and end[-1] == c'\r':
+                rest.size -= 1
+        end = <const char*>memchr(rest.ptr, c' ', rest.size)
+        if end == NULL:
+            return 0
+        self.method.ptr = rest.ptr
+        self.method.size = end - rest.ptr
+        self.target.ptr = end + 1
+        rest.size -= self.method.size + 1
+        end = <const char*>memchr(self.target.ptr, c' ', rest.size)
+        self.target.size = end - self.target.ptr if end != NULL else rest.size
+        return 0
+
     cdef int start_line(self, char* line, Py_ssize_t size) except -1:
         """method SP request-target SP HTTP-version, with single spaces (RFC 9112 §3)."""
         cdef char* end = line + size
@@ -634,7 +661,6 @@ cdef class RequestReader(MessageReader):
             raise MessageError(400, "malformed request line")
         self.method.ptr = line
         self.method.size = space - line
-        self.is_head = equals(self.method, b"HEAD", 4)
         self.target.ptr = space + 1
         space = <char*>memchr(space + 1, c' ', end - space - 1)
         if space == NULL:

@@ -222,8 +222,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return self._refuse_handshake(MessageError(503, "too many agents came at once", "http_upgrade_failed"))
         if self.reader.between_messages():
             return self._close_when_sent()
-        self.is_head = self.reader.is_head
-        return self._refuse(MessageError(408, f"the head did not come within {self.context.header_timeout:g} s"))
+        return self._refuse_head(MessageError(408, f"the head did not come within {self.context.header_timeout:g} s"))
 
     cdef int flush(self) except -1:
         return 0 if self.closed or self.transport is None else self._sent(self.writer.send())
@@ -286,9 +285,6 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         except MessageError as error:
             if <unsigned char>data[0] == TLS_RECORD and self.writer.tls is None and not self.exchange:
                 self.context.note_handshake("plain", self.client_address, "this port does not speak TLS")
-            if self.reader.state == READ_HEAD:
-                # What is known of the method is of the request before this one.
-                self.is_head = self.reader.is_head
             if self.exchange is not None and self.head_sent:
                 self._gone("the client's request is malformed")
                 self._close_when_sent()
@@ -296,7 +292,10 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                 if self.exchange is not None:
                     self.exchange.abandon(CANCEL, "the client's request is malformed")
                 self.held.release()
-                self._refuse(error)
+                if self.reader.state == READ_HEAD:
+                    self._refuse_head(error)
+                else:
+                    self._refuse(error)
         if not self.closed:
             self._update_reading()
         return 0

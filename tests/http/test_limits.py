@@ -249,6 +249,13 @@ async def test_a_head_that_does_not_come_in_time_is_408() -> None:
         assert await wire.rest() == (b"", "fin")
 
 
+async def test_a_head_of_head_that_does_not_come_in_time_is_408_without_a_body() -> None:
+    async with tunnel(ok_app, proxy={"header_timeout": 0.2}) as pair, await pair.open() as wire:
+        await wire.send(b"HEAD / HTTP/1.1\r\nHost: a\r\n")
+        assert (await wire.answer("HEAD")).status == 408
+        assert await wire.rest() == (b"", "fin")
+
+
 async def test_a_head_that_trickles_is_408_all_the_same() -> None:
     async with tunnel(ok_app, proxy={"header_timeout": 0.2}) as pair, await pair.open() as wire:
         reading = asyncio.create_task(wire.answer())
