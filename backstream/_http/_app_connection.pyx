@@ -146,7 +146,7 @@ cdef class AppConnection(FrontEnd):
         cdef Exchange exchange = self.exchange
         self.exchange = None
         if self.head_sent:
-            self._log()
+            self._log(str(error))
             exchange.abandon(CANCEL, "the client's request is malformed")
             return self._finish(ResponseCut(str(error)))
         exchange.abandon(CANCEL, "the client's request is malformed")

@@ -68,5 +68,5 @@ cdef class FrontEnd(Responder):
     cdef int _drop(self, bint reset) except -1
     cdef int _answer(self, int status, list lines, bytes body) except -1
     cdef int _log(self, str cut=*) except -1
-    cdef int _gone(self, str why) except -1
+    cdef int _gone(self, str why, str cut=*) except -1
     cdef list _accept(self)

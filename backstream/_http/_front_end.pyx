@@ -73,13 +73,13 @@ cdef class FrontEnd(Responder):
             self.client = None
         return 0
 
-    cdef int _gone(self, str why) except -1:
-        """The client has gone: nothing of its request is served any more."""
+    cdef int _gone(self, str why, str cut=None) except -1:
+        """The client has gone, or is to go: nothing of its request is served any more. cut: as for `_log`."""
         cdef Exchange exchange = self.exchange
         if exchange is not None:
             if not exchange.finished:
                 self.status = self.status or 499
-                self._log()
+                self._log(cut)
                 if self.client is not None:
                     self.context.clients.aborted(self.client)
             self.exchange = None

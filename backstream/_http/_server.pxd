@@ -39,6 +39,7 @@ cdef class ServerConnection(_ProtocolBase):
     cdef int _update_reading(self) except -1
     cdef int _refuse_handshake(self, object error) except -1
     cdef int _close_when_sent(self) except -1
+    cdef int _break_off(self) except -1
     cdef int _raw_ended(self) except -1
     cdef int _write_status(self, int status, Slice reason) except -1
     cdef int _write_length(self, uint64_t length) except -1

@@ -119,7 +119,12 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             if self.exchange.finished:
                 self._raw_ended()
             return True
+        cut = self.framing == FRAMED_CLOSE and self.exchange is not None
         self._gone("the client closed its connection")
+        if cut:
+            # It may only have ended its direction, and would take the end of the connection for that of the body.
+            self._break_off()
+            return False
         # What was answered before goes out within the idle limit; what is held behind it is nobody's any more.
         self.closing = True
         self.lingering = False
@@ -158,11 +163,11 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.held.release()
         self.transport = None
 
-    cdef int _gone(self, str why) except -1:
+    cdef int _gone(self, str why, str cut=None) except -1:
         """No further request of this connection is served, those that came ahead of their turn neither."""
         self.held.release()
         self.handshake = None
-        return FrontEnd._gone(self, why)
+        return FrontEnd._gone(self, why, cut)
 
     cdef int _abort(self) except -1:
         self._gone("the proxy dropped the connection")
@@ -286,8 +291,8 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             if <unsigned char>data[0] == TLS_RECORD and self.writer.tls is None and not self.exchange:
                 self.context.note_handshake("plain", self.client_address, "this port does not speak TLS")
             if self.exchange is not None and self.head_sent:
-                self._gone("the client's request is malformed")
-                self._close_when_sent()
+                self._gone("the client's request is malformed", str(error))
+                self._break_off()
             else:
                 if self.exchange is not None:
                     self.exchange.abandon(CANCEL, "the client's request is malformed")
@@ -636,7 +641,10 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         logger.debug("a response to %s breaks off: %r", self.client_address, cause)
         self._log(cause)
         self.exchange = None
-        # What came of it goes out; the missing end says that it is not all.
+        return self._break_off()
+
+    cdef int _break_off(self) except -1:
+        """What came of a response goes out; the missing end says that it is not all."""
         if self.framing == FRAMED_CLOSE or self.framing == FRAMED_RAW:
             self.flush()
             return self._abort()
