@@ -108,6 +108,7 @@ cdef class MessageReader:
     cdef int _parse_head(self, char* head, Py_ssize_t size) except -1
     cdef int _split_fields(self, char* at, char* end, FieldArray fields) except -1
     cdef int _connection(self) except -1
+    cdef int _nominate(self, Slice name) except -1
     cdef int _count_extension(self) except -1
     cdef Py_ssize_t _scan_chunks(self, const char* data, Py_ssize_t size) except -1
 

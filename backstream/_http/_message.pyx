@@ -177,6 +177,7 @@ cdef bint _begins_with_token(const char* data) noexcept:
 
 cdef enum:
     MAX_EMPTY_LINES = 16        # before a start line
+    MAX_NOMINATIONS = 100       # fields that Connection names: each is sought among all of the head
 
 
 cdef enum ChunkState:
@@ -491,9 +492,9 @@ cdef class MessageReader:
     cdef int _connection(self) except -1:
         """What Connection says (RFC 9110 §7.6.1): persistence, an upgrade, and fields that are of this hop only."""
         cdef Field* field
-        cdef Field* other
         cdef Slice rest, token
-        cdef Py_ssize_t i, j, k
+        cdef Py_ssize_t i
+        cdef int nominations = 0
         cdef bint close = False, keep_alive = False, upgrade = False
         self.upgrade_value.size = 0
         for i in range(self.fields.count):
@@ -516,19 +517,24 @@ cdef class MessageReader:
                     elif equals_lower(token, b"upgrade", 7):
                         upgrade = True
                     else:
-                        if not is_token(token):
+                        if not make_lower_token(<char*>token.ptr, token.size):
                             raise MessageError(400, "Connection is no list of tokens")
-                        for j in range(self.fields.count):
-                            other = &self.fields.items[j]
-                            if other.kind <= FIELD_DATE and other.name.size == token.size:
-                                k = 0
-                                while k < token.size and (token.ptr[k] | (0x20 if c'A' <= token.ptr[k] <= c'Z' else 0)
-                                                          ) == other.name.ptr[k]:
-                                    k += 1
-                                if k == token.size:
-                                    other.kind = FIELD_NOMINATED
+                        nominations += 1
+                        if nominations > MAX_NOMINATIONS:
+                            self.too_large("Connection names too many fields")
+                        self._nominate(token)
         self.upgrade = upgrade and self.upgrade_value.size > 0
         self.keep_alive = not close and (self.minor == 1 or keep_alive)
+        return 0
+
+    cdef int _nominate(self, Slice name) except -1:
+        """Keeps the fields of this name, in lower case, to this hop."""
+        cdef Field* field
+        cdef Py_ssize_t i
+        for i in range(self.fields.count):
+            field = &self.fields.items[i]
+            if field.kind <= FIELD_DATE and equals(field.name, name.ptr, name.size):
+                field.kind = FIELD_NOMINATED
         return 0
 
     # --- chunked bodies ---
