@@ -74,6 +74,8 @@ cdef class MessageReader:
         BodyKind body
         int64_t length              # of a sized body, -1 otherwise
         FieldArray trailer_fields
+        bint nominates              # Connection names fields
+        frozenset nominated         # which ones, of a chunked message that nominates
         # in progress
         Buffer partial              # of a head that has not come whole; of the trailers
         Buffer head_copy            # keeps a head valid beyond the read buffer

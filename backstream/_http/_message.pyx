@@ -16,8 +16,8 @@ from libc.string cimport memchr, memcmp
 
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray
-from backstream._grammar cimport equals_lower, is_field_value, is_token, make_lower_token
-from backstream._slice cimport Slice, equals, trim
+from backstream._grammar cimport equals_lower, is_field_value, is_token, make_lower_token, nominated_by
+from backstream._slice cimport Slice, bytes_of, equals, trim
 
 from httptools import (
     HttpParserError, HttpParserInvalidMethodError, HttpParserUpgrade, HttpRequestParser, HttpResponseParser,
@@ -273,6 +273,8 @@ cdef class MessageReader:
                     if self.trailer_fields.items[i].kind in (FIELD_CONNECTION, FIELD_PROXY_CONNECTION,
                                                              FIELD_TRANSFER_ENCODING):
                         self.parser_spent = True        # llhttp takes it for the head's, and reads nothing any more
+                if self.nominates:
+                    self._drop_nominated()
         elif self.message_complete:
             raise MessageError(400, "the framing of the body is ambiguous")
         if self.body_pieces:
@@ -445,6 +447,8 @@ cdef class MessageReader:
                 self.chunk_state = SIZE_FIRST
                 self.extension_bytes = self.trailer_bytes = 0
                 self.partial.size = 0
+                if self.nominates:
+                    self._keep_nominations()
             else:
                 self.state = READ_TO_CLOSE
         return 0
@@ -497,6 +501,7 @@ cdef class MessageReader:
         cdef int nominations = 0
         cdef bint close = False, keep_alive = False, upgrade = False
         self.upgrade_value.size = 0
+        self.nominates = False
         for i in range(self.fields.count):
             field = &self.fields.items[i]
             if field.kind == FIELD_OTHER:
@@ -522,6 +527,7 @@ cdef class MessageReader:
                         nominations += 1
                         if nominations > MAX_NOMINATIONS:
                             self.too_large("Connection names too many fields")
+                        self.nominates = True
                         self._nominate(token)
         self.upgrade = upgrade and self.upgrade_value.size > 0
         self.keep_alive = not close and (self.minor == 1 or keep_alive)
@@ -536,6 +542,22 @@ cdef class MessageReader:
             if field.kind <= FIELD_DATE and equals(field.name, name.ptr, name.size):
                 field.kind = FIELD_NOMINATED
         return 0
+
+    def _keep_nominations(self):
+        """What Connection names is not this message's among the trailers either, and its head is gone by then."""
+        cdef Py_ssize_t i
+        self.nominated = nominated_by(b",".join([bytes_of(self.fields.items[i].value) for i in range(self.fields.count)
+                                                 if self.fields.items[i].kind == FIELD_CONNECTION]))
+
+    def _drop_nominated(self):
+        cdef FieldArray fields = self.trailer_fields
+        cdef Py_ssize_t i, kept = 0
+        for i in range(fields.count):
+            if bytes_of(fields.items[i].name) not in self.nominated:
+                fields.items[kept] = fields.items[i]
+                kept += 1
+        fields.count = kept
+        self.nominated = None
 
     # --- chunked bodies ---
 
