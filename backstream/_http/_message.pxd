@@ -112,7 +112,7 @@ cdef class MessageReader:
     cdef int _connection(self) except -1
     cdef int _nominate(self, Slice name) except -1
     cdef int _count_extension(self) except -1
-    cdef Py_ssize_t _scan_chunks(self, const char* data, Py_ssize_t size) except -1
+    cdef Py_ssize_t _scan_chunks(self, char* data, Py_ssize_t size) except -1
 
 
 cdef class RequestReader(MessageReader):

@@ -175,6 +175,37 @@ cdef bint _begins_with_token(const char* data) noexcept:
     return is_token(first)
 
 
+cdef int _extension_state(int state, const char* at) noexcept:
+    """The state behind one more byte of a chunk's extensions, -1 where it may not stand (RFC 9112 §7.1.1).
+
+    chunk-ext = *( BWS ";" BWS token [ BWS "=" BWS ( token / quoted-string ) ] ), and no blanks at the line's end.
+    """
+    cdef int c = <uint8_t>at[0]
+    if state == EXT_QUOTED or state == EXT_QUOTED_PAIR:
+        if c < 0x20 and c != c'\t' or c == 0x7f:
+            return -1
+        if state == EXT_QUOTED_PAIR:
+            return EXT_QUOTED
+        return EXT_QUOTE if c == c'"' else EXT_QUOTED_PAIR if c == c'\\' else EXT_QUOTED
+    if c == c' ' or c == c'\t':
+        if state == EXT_NAME or state == EXT_NAME_BLANK:
+            return EXT_NAME_BLANK
+        return state if state == EXT_SEMICOLON or state == EXT_EQUALS else EXT_BLANK
+    if c == c';':
+        return EXT_SEMICOLON if state != EXT_SEMICOLON and state != EXT_EQUALS else -1
+    if c == c'=':
+        return EXT_EQUALS if state == EXT_NAME or state == EXT_NAME_BLANK else -1
+    if c == c'"':
+        return EXT_QUOTED if state == EXT_EQUALS else -1
+    if c == c'\r':
+        return SIZE_LF if state == EXT_NAME or state == EXT_TOKEN or state == EXT_QUOTE else -1
+    if not _begins_with_token(at):
+        return -1
+    if state == EXT_SEMICOLON or state == EXT_NAME:
+        return EXT_NAME
+    return EXT_TOKEN if state == EXT_EQUALS or state == EXT_TOKEN else -1
+
+
 cdef enum:
     MAX_EMPTY_LINES = 16        # before a start line
     MAX_NOMINATIONS = 100       # fields that Connection names: each is sought among all of the head
@@ -183,7 +214,6 @@ cdef enum:
 cdef enum ChunkState:
     SIZE_FIRST = 0
     SIZE_MORE
-    EXTENSION
     SIZE_LF
     CHUNK_DATA
     DATA_CR
@@ -193,6 +223,16 @@ cdef enum ChunkState:
     TRAILER_LF
     FINAL_LF
     CHUNKS_DONE
+    # within a chunk's extensions, by what came last; these stay the last states
+    EXT_BLANK           # blanks where an extension may begin
+    EXT_SEMICOLON
+    EXT_NAME
+    EXT_NAME_BLANK
+    EXT_EQUALS
+    EXT_TOKEN
+    EXT_QUOTED
+    EXT_QUOTED_PAIR
+    EXT_QUOTE           # that ends a quoted string
 
 
 cdef class MessageReader:
@@ -567,11 +607,12 @@ cdef class MessageReader:
             raise MessageError(400, "too many chunk extensions")
         return 0
 
-    cdef Py_ssize_t _scan_chunks(self, const char* data, Py_ssize_t size) except -1:
+    cdef Py_ssize_t _scan_chunks(self, char* data, Py_ssize_t size) except -1:
         """How many of these bytes belong to the body and its trailers (RFC 9112 §7.1).
 
         llhttp is the judge of what is well-formed; this finds the end, counts what llhttp does not limit, and keeps
-        the trailers in `partial`.
+        the trailers in `partial`. Extensions are judged here, as llhttp knows no blanks in them: they mean nothing to
+        us, and what llhttp sees in their place is one plain extension of the same length.
         """
         cdef Py_ssize_t at = 0, part
         cdef int c
@@ -597,11 +638,15 @@ cdef class MessageReader:
                     c = (c | 0x20) - c'a' + 10
                 elif self.chunk_state == SIZE_FIRST:
                     raise MessageError(400, "a chunk without its size")
-                else:
-                    self.chunk_state = SIZE_LF if c == c'\r' else EXTENSION
-                    if c != c'\r' and c != c';':
-                        raise MessageError(400, "a chunk's size with something behind it")
+                elif c == c'\r':
+                    self.chunk_state = SIZE_LF
                     continue
+                elif c == c';' or c == c' ' or c == c'\t':
+                    self.chunk_state = EXT_SEMICOLON if c == c';' else EXT_BLANK
+                    data[at - 1] = c';'
+                    continue
+                else:
+                    raise MessageError(400, "a chunk's size with something behind it")
                 if self.chunk_left == 0 and self.chunk_state == SIZE_MORE:
                     # Zeros that say nothing: without a limit a body could be made of them.
                     self._count_extension()
@@ -609,10 +654,13 @@ cdef class MessageReader:
                     raise MessageError(400, "a chunk's size out of range")
                 self.chunk_left = self.chunk_left << 4 | c
                 self.chunk_state = SIZE_MORE
-            elif self.chunk_state == EXTENSION:
+            elif self.chunk_state >= EXT_BLANK:
                 self._count_extension()
-                if c == c'\r':
-                    self.chunk_state = SIZE_LF
+                self.chunk_state = _extension_state(self.chunk_state, data + at - 1)
+                if self.chunk_state < 0:
+                    raise MessageError(400, "a malformed chunk extension")
+                if self.chunk_state != SIZE_LF:
+                    data[at - 1] = c'x'
             elif self.chunk_state == SIZE_LF:
                 if c != c'\n':
                     raise MessageError(400, "a chunk's line does not end in CRLF")
