@@ -35,10 +35,18 @@ from backstream.errors import StreamError
 
 cdef enum:
     CANCEL = 8
+    MAX_METHOD = 64         # bytes of what may be no method, in a log
 
 cdef double RATE_GRACE_SECONDS = 5.0    # before a minimum rate counts
 
 cdef dict WEBSOCKET = {b"websocket": b"websocket"}
+
+
+cdef bytes _shown(Slice text, Py_ssize_t size):
+    """What a log shows of a text that nobody has judged: at most so many bytes of it, escaped; "-" for none."""
+    if text.size > size:
+        text.size = size
+    return bytes_of(text).decode("latin-1").encode("unicode_escape") if text.size else b"-"
 
 
 cdef class FrontEnd(Responder):
@@ -309,6 +317,12 @@ cdef class FrontEnd(Responder):
         self.reader.read_begun_line()
         # RFC 9110 §9.3.2: whatever is wrong with a HEAD, its answer has no content.
         self.is_head = equals(self.reader.method, b"HEAD", 4)
+        self.client_address = self.peer.address     # what others say of it stands in fields that nobody has read
+        if self.context.access_log is not None:
+            self.started_at = self.read_since or monotonic()
+            self.sent_bytes = 0
+            self.logged_method = _shown(self.reader.method, MAX_METHOD)
+            self.logged_target = _shown(self.reader.target, self.context.limits.target)
         return self._refuse(error)
 
     cdef list _accept(self):
