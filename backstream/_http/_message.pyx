@@ -168,6 +168,14 @@ cdef bint _has_bare_line_end(const char* data, Py_ssize_t size) noexcept:
         at += 1
 
 
+cdef void _blank_tabs(const Slice* value) noexcept:
+    """Writes spaces over the tabs behind a value: optional whitespace both, and llhttp knows only the former there."""
+    cdef char* at = <char*>value.ptr + value.size
+    while at[0] == c' ' or at[0] == c'\t':      # the line's end stops it
+        at[0] = c' '
+        at += 1
+
+
 cdef bint _begins_with_token(const char* data) noexcept:
     cdef Slice first
     first.ptr = data
@@ -465,10 +473,10 @@ cdef class MessageReader:
         self.start_line(head, line_end - head)
         if size > self.limits.head:
             self.too_large("the head is too large")
-        self.feed(head, size)
         self.fields.count = 0
         self._split_fields(line_end + 2, end, self.fields)
         self._connection()
+        self.feed(head, size)
         self.judge()
         if self.parser_spent and self.body != BODY_NONE and not self.message_complete:
             raise MessageError(400, "the framing of the body is ambiguous")
@@ -506,7 +514,7 @@ cdef class MessageReader:
             self.parser.feed_data(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
 
     cdef int _split_fields(self, char* at, char* end, FieldArray fields) except -1:
-        """Splits field lines that llhttp found well-formed; names become lower case in place."""
+        """Splits field lines; names become lower case in place."""
         cdef char* line_end
         cdef char* colon
         cdef Field field
@@ -549,6 +557,8 @@ cdef class MessageReader:
             if field.kind == FIELD_UPGRADE:
                 if self.upgrade_value.size == 0:
                     self.upgrade_value = field.value
+            elif field.kind == FIELD_TRANSFER_ENCODING:
+                _blank_tabs(&field.value)
             elif field.kind == FIELD_PROXY_CONNECTION:
                 # RFC 9112 §C.2.2: no connection option. llhttp takes it for one, and might read nothing behind it.
                 self.parser_ends = True
