@@ -21,10 +21,10 @@ cdef enum ReaderState:
 cdef enum FieldKind:
     # What goes on to the other side, unless something else is said about it:
     FIELD_OTHER = 0
-    FIELD_DATE              # these two for one hop only, where Connection names them
+    FIELD_DATE
     FIELD_TRAILER
+    FIELD_EXPECT            # these four for one hop only, where Connection names them
     FIELD_VIA
-    FIELD_EXPECT
     FIELD_MAX_FORWARDS
     FIELD_REQUEST_ID
     FIELD_FORWARDED

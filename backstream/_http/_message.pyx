@@ -17,7 +17,7 @@ from libc.string cimport memchr, memcmp
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray
 from backstream._grammar cimport equals_lower, is_field_value, is_token, make_lower_token, nominated_by
-from backstream._slice cimport Slice, bytes_of, equals, trim
+from backstream._slice cimport Slice, bytes_of, equals, slice_of, trim
 
 from httptools import (
     HttpParserError, HttpParserInvalidMethodError, HttpParserUpgrade, HttpRequestParser, HttpResponseParser,
@@ -566,6 +566,9 @@ cdef class MessageReader:
                 rest = field.value
                 while next_token(&rest, &token):
                     if equals_lower(token, b"close", 5):
+                        if not close:
+                            # A field of that name has no meaning (RFC 9110 §18.4), but is named like any.
+                            self._nominate(slice_of(b"close"))
                         close = True
                     elif equals_lower(token, b"keep-alive", 10):
                         keep_alive = True
@@ -589,7 +592,7 @@ cdef class MessageReader:
         cdef Py_ssize_t i
         for i in range(self.fields.count):
             field = &self.fields.items[i]
-            if field.kind <= FIELD_DATE and equals(field.name, name.ptr, name.size):
+            if field.kind <= FIELD_EXPECT and equals(field.name, name.ptr, name.size):
                 field.kind = FIELD_NOMINATED
         return 0
 

@@ -13,7 +13,7 @@ from backstream._slice cimport Slice, bytes_of
 
 cdef frozenset FORBIDDEN = frozenset((
     # framing and the connection (also those that `is_connection_field` knows)
-    b"te", b"trailer",
+    b"close", b"te", b"trailer",
     # routing
     b"forwarded", b"max-forwards", b"via",
     # who asks, and for what
