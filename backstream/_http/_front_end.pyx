@@ -156,9 +156,9 @@ cdef class FrontEnd(Responder):
             self.client_address = forwarding.read_trail(self.peer, reader.fields) or self.peer.address
         if reader.method.ptr[0] == c'O' or reader.method.ptr[0] == c'T':
             own = own_answer(reader, context.trace)
-        if reader.upgrade:
+        if reader.upgrade and reader.minor == 1:      # RFC 9110 §7.8: in HTTP/1.0 Upgrade means nothing
             offers_websocket = context.serves_agents and self._offered(WEBSOCKET) is not None
-            if reader.minor == 1 and not self.request_open:
+            if not self.request_open:
                 upgrade = self._offered(context.upgrades)
         take_fields(reader, &asked, forwarding.name, self.peer.trusted and forwarding.x_forwarded)
         forwarding.take_request_id(asked.request_id, &self.request_id)
