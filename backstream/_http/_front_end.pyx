@@ -35,10 +35,18 @@ from backstream.errors import StreamError
 
 cdef enum:
     CANCEL = 8
+    MAX_METHOD = 64         # bytes of what may be no method, in a log
 
 cdef double RATE_GRACE_SECONDS = 5.0    # before a minimum rate counts
 
 cdef dict WEBSOCKET = {b"websocket": b"websocket"}
+
+
+cdef bytes _shown(Slice text, Py_ssize_t size):
+    """What a log shows of a text that nobody has judged: at most so many bytes of it, escaped; "-" for none."""
+    if text.size > size:
+        text.size = size
+    return bytes_of(text).decode("latin-1").encode("unicode_escape") if text.size else b"-"
 
 
 cdef class FrontEnd(Responder):
@@ -73,13 +81,13 @@ cdef class FrontEnd(Responder):
             self.client = None
         return 0
 
-    cdef int _gone(self, str why) except -1:
-        """The client has gone: nothing of its request is served any more."""
+    cdef int _gone(self, str why, str cut=None) except -1:
+        """The client has gone, or is to go: nothing of its request is served any more. cut: as for `_log`."""
         cdef Exchange exchange = self.exchange
         if exchange is not None:
             if not exchange.finished:
                 self.status = self.status or 499
-                self._log()
+                self._log(cut)
                 if self.client is not None:
                     self.context.clients.aborted(self.client)
             self.exchange = None
@@ -148,9 +156,9 @@ cdef class FrontEnd(Responder):
             self.client_address = forwarding.read_trail(self.peer, reader.fields) or self.peer.address
         if reader.method.ptr[0] == c'O' or reader.method.ptr[0] == c'T':
             own = own_answer(reader, context.trace)
-        if reader.upgrade:
+        if reader.upgrade and reader.minor == 1:      # RFC 9110 §7.8: in HTTP/1.0 Upgrade means nothing
             offers_websocket = context.serves_agents and self._offered(WEBSOCKET) is not None
-            if reader.minor == 1 and not self.request_open:
+            if not self.request_open:
                 upgrade = self._offered(context.upgrades)
         take_fields(reader, &asked, forwarding.name, self.peer.trusted and forwarding.x_forwarded)
         forwarding.take_request_id(asked.request_id, &self.request_id)
@@ -303,6 +311,19 @@ cdef class FrontEnd(Responder):
         lines, body = error_page(error.status, error.cause, str(error), leg, accept=self._accept(),
                                  trace=self.context.trace)
         return self._answer(error.status, lines, body)
+
+    cdef int _refuse_head(self, object error) except -1:
+        """Refuses a request whose head did not come, or not as one: it is known as far as its start line was read."""
+        self.reader.read_begun_line()
+        # RFC 9110 §9.3.2: whatever is wrong with a HEAD, its answer has no content.
+        self.is_head = equals(self.reader.method, b"HEAD", 4)
+        self.client_address = self.peer.address     # what others say of it stands in fields that nobody has read
+        if self.context.access_log is not None:
+            self.started_at = self.read_since or monotonic()
+            self.sent_bytes = 0
+            self.logged_method = _shown(self.reader.method, MAX_METHOD)
+            self.logged_target = _shown(self.reader.target, self.context.limits.target)
+        return self._refuse(error)
 
     cdef list _accept(self):
         """The request's Accept lines, as far as they are still at hand."""

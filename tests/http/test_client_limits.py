@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
 
-from tests.rig import Ended, Tunnel, Wire, answer, http_only, ok_app, read_body, request, tunnel, until
+import pytest
+
+from tests.rig import Ended, Tunnel, Wire, answer, begin, http_only, more, ok_app, read_body, request, tunnel, until
 
 
 async def test_beyond_the_connections_of_one_address_503_and_those_within_go_on() -> None:
@@ -141,6 +145,29 @@ async def test_a_head_or_body_that_trickles_is_408_after_5_seconds_and_a_faster_
             await body.send(request(method="POST", lines=["Content-Length: 100000"]))
             took = await asyncio.gather(trickle(head, b"a: b\r\n"), trickle(body, b"x"), fast(pair), paused(pair))
         assert all(4.9 < seconds < 7 for seconds in took[:2])
+
+
+async def test_a_body_that_trickles_cuts_an_answer_until_close_visibly(caplog: pytest.LogCaptureFixture) -> None:
+    @http_only
+    async def app(scope, receive, send):
+        await begin(send)
+        while (await receive())["type"] != "http.disconnect":
+            await more(send, b"x")
+
+    caplog.set_level(logging.INFO, "backstream.access")
+    limits = {"min_body_rate": 500, "access_log": True}
+    async with tunnel(app, proxy=limits, check=False) as pair, await pair.open() as wire:
+        reading = asyncio.create_task(wire.rest())
+        await wire.send(request(method="POST", version="1.0", lines=["Content-Length: 100000"]))
+        began = time.monotonic()
+        while not reading.done() and time.monotonic() < began + 9:
+            with contextlib.suppress(ConnectionError):
+                wire.send_now(b"x")
+            await asyncio.wait([reading], timeout=0.1)
+        data, how = await reading
+        assert data.startswith(b"HTTP/1.1 200 ") and how == "reset"
+        (record,) = (record for record in caplog.records if record.name == "backstream.access")
+        assert record.cut == "the body comes slower than 500 bytes/s"
 
 
 async def test_a_connection_may_be_idle_before_its_first_byte_without_counting_as_slow() -> None:
