@@ -51,7 +51,8 @@ class ProxySettings:
         default="/ws",
         metadata=option("text", LISTEN, "Path on which agents connect.", metavar="PATH"),
     )
-    """Where an Upgrade to WebSocket makes an agent; other requests to it are ordinary ones."""
+    """Where an Upgrade to WebSocket makes an agent; other requests to it are ordinary ones. An Upgrade that offers
+    `backstream.v1` elsewhere is an agent's that has lost its way: 404."""
 
     tls_cert: str | None = field(
         default=None,

@@ -500,7 +500,8 @@ async def test_an_agent_that_is_not_wanted_is_told_why() -> None:
             ("/ws", [protocol], ID, 403),
             ("/ws", [protocol], None, 400),
             ("/ws", [], ID, 501),
-            ("/elsewhere", [protocol], ID, 501),
+            ("/elsewhere", [protocol], ID, 404),
+            ("/elsewhere", [], ID, 501),
         ):
             got = await pair.get(target, lines=[*GET_AGENT, *lines], client_id=client_id)
             assert got.status == status and b"proxy-status" in dict(got.fields), got
