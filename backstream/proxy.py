@@ -24,7 +24,6 @@ from backstream._http._context import ServerContext
 from backstream._http._server import ServerConnection
 from backstream._loop import loop_state
 from backstream._messages import Notify
-from backstream._stream import Stream
 from backstream._websocket import SUBPROTOCOL, accept_websocket
 from backstream.certificates import server_context
 from backstream.config import ProxySettings, parse_address
@@ -446,11 +445,11 @@ def _log_access(
     size: int,
     seconds: float,
     request_id: bytes,
-    stream: Stream | None,
+    link: AgentLink | None,
+    stream_id: int,
     cut: str | None,
 ) -> None:
     address = connection.client_address
-    link: Any = stream.session.owner if stream is not None else None
     access_logger.info(
         "%s %s %s %d %d %.3fs",
         address[0] if address else "-",
@@ -462,7 +461,7 @@ def _log_access(
         extra={
             "id": client_id.decode("latin-1"),
             "session": link.session_name if link is not None else None,
-            "stream": stream.id if stream is not None else None,
+            "stream": stream_id or None,
             "status": status,
             "bytes": size,
             "seconds": round(seconds, 6),

@@ -340,12 +340,14 @@ cdef class FrontEnd(Responder):
 
     cdef int _log(self, str cut=None) except -1:
         """A line of the access log; cut: why the proxy broke the response off."""
+        cdef Exchange exchange = self.exchange
         if self.context.access_log is not None and self.logged_method is not None:
             self.context.access_log(self, self.logged_method, self.logged_target,
-                                    self.exchange.client_id if self.exchange is not None else b"", self.status,
+                                    exchange.client_id if exchange is not None else b"", self.status,
                                     self.sent_bytes, monotonic() - self.started_at,
                                     self.request_id.text[:self.request_id.size],
-                                    self.exchange.stream if self.exchange is not None else None, cut)
+                                    exchange.link if exchange is not None else None,
+                                    exchange.stream_id if exchange is not None else 0, cut)
             self.logged_method = None
         return 0
 
