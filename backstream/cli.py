@@ -80,8 +80,8 @@ NOT_IN_FILE: Final = frozenset({"config", "help", "once"})
 SETTINGS_HELP: Final = """Each flag is also an environment variable (--log-level is BACKSTREAM_LOG_LEVEL)
 and a key of the table [{name}] in the TOML file that --config names (log-level = "debug"). The flag wins over
 the variable, the variable over the file."""
-LISTS_HELP: Final = """Flags marked with "..." may be given again; their variables take commas between the values,
-their keys in the file are arrays."""
+LISTS_HELP: Final = """Flags marked with "..." may be given again; their variables take commas between the values
+(or line ends, where the flag says so), their keys in the file are arrays."""
 UNITS_HELP: Final = """A DURATION is written like 300ms, 3s or 1h2m3.5s, a SIZE like 65536, 64KiB or 16MiB."""
 
 
@@ -134,7 +134,7 @@ class Value(ParamType):
 
     def split_envvar_value(self, rv: str) -> list[str]:
         """The values of a setting that may have many."""
-        return [each for each in (part.strip() for part in rv.split(",")) if each]
+        return [each for each in (part.strip() for part in rv.split(self.option.separator)) if each]
 
 
 class SettingOption(click.Option):

@@ -87,6 +87,7 @@ one line and exit status 1.
 | address | `HOST:PORT`, `[IPV6]:PORT`, `:PORT` (every interface); port 0 is a free one | the same in quotes | `str` |
 | switch | `--access-log`, `--no-access-log`; in the environment `true` or `false` | `true` or `false` | `bool` |
 | text | as it is | in quotes | `str` |
+| many (`…`) | the flag again for each; in the environment with commas, `--header` in lines | an array | `tuple` |
 
 In the tables below a setting stands with its flag, its variable and its key, which with underscores is its name in the
 library. Where there is no key the setting cannot stand in the file.
