@@ -179,6 +179,9 @@ class Proxy:
 
         Returns whether it could: a file that can't be used is logged as an error, and what was read before stays.
         """
+        if self.settings.tls_cert is None:
+            logger.info("no file of TLS is to be read again")
+            return True
         try:
             contexts = [self._tls_context(context.serves_agents) for context in self._contexts]
         except ConfigurationError as error:
