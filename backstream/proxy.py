@@ -296,13 +296,18 @@ class Proxy:
 
     @property
     def address(self) -> tuple[str, int]:
-        """(host, port) that clients reach it at, as bound."""
-        return self._addresses[0]
+        """(host, port) that clients reach it at, as bound. Raises RuntimeError before `start`."""
+        return self._bound_addresses()[0]
 
     @property
     def agent_address(self) -> tuple[str, int]:
-        """(host, port) that agents reach it at, as bound."""
-        return self._addresses[-1]
+        """(host, port) that agents reach it at, as bound. Raises RuntimeError as `address` does."""
+        return self._bound_addresses()[-1]
+
+    def _bound_addresses(self) -> list[tuple[str, int]]:
+        if not self._addresses:
+            raise RuntimeError("there is no address before start() has listened")
+        return self._addresses
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
