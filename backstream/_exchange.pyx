@@ -138,8 +138,11 @@ cdef class Exchange(StreamHandler):
                                             self.request_ended and not self.has_body and not self.offers_upgrade,
                                             self.is_head, self.length, self.offers_upgrade)
         except StreamError as error:
-            return self._fail(STATUS_OF_CODE.get(error.code, 431), _CAUSES.get(error.code, "http_request_error"),
-                              str(error), "proxy")
+            # TOO_LARGE has no status of its own: here it is the request's head, and not a response's.
+            if error.code in STATUS_OF_CODE:
+                return self._fail(STATUS_OF_CODE[error.code], _CAUSES[error.code], str(error), "proxy")
+            return self._fail(431, "http_request_error", str(error), "proxy")
+        self.stream_id = self.stream.id
         if self.replay is not None:
             for part in self.replay:
                 self.stream.write(part)

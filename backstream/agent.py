@@ -148,6 +148,26 @@ class Agent:
             self._tls = client_context(settings.ca, settings.client_cert, settings.client_key)
             self._tls_stamp = now
 
+    def reload_tls(self) -> bool:
+        """Reads the files of TLS towards the proxy again, for the next dial; a session that is open goes on as it is.
+
+        It happens by itself before each dial where they have changed: this tells at once whether they can be used.
+        Returns whether they can: what can't is logged as an error, and what was read before stays.
+        """
+        settings = self.settings
+        files = [path for path in (settings.ca, settings.client_cert, settings.client_key) if path is not None]
+        self._tls_stamp = None
+        try:
+            self._read_tls()
+        except ConfigurationError as error:
+            logger.error("TLS stays as it was: %s", error, extra=self._log_fields)
+            return False
+        if files and self._tls is not None:
+            logger.info("the files of TLS were read again: %s", ", ".join(files), extra=self._log_fields)
+        else:
+            logger.info("no file of TLS is to be read again", extra=self._log_fields)
+        return True
+
     def _make_service(self) -> Service:
         if self._function is not None:
             return function_service(self._function, self.settings)

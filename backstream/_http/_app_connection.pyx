@@ -143,8 +143,7 @@ cdef class AppConnection(FrontEnd):
 
     cdef int _fail(self, object error) except -1:
         """Gives a request up whose body is at fault."""
-        cdef Exchange exchange = self.exchange
-        self.exchange = None
+        cdef Exchange exchange = self.exchange      # until `_finish`: the access log names its session
         if self.head_sent:
             self._log(str(error))
             exchange.abandon(CANCEL, "the client's request is malformed")

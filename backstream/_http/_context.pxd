@@ -41,7 +41,8 @@ cdef class ServerContext:
         # policy
         object protocol                 # called with this, makes the protocol of one connection
         public object tls               # ssl.SSLContext for new connections, None where TLS is not spoken
-        object on_agent                 # called with the connection's Handshake and what it takes to accept it
+        # Called with (connection, client id, fields): (status, reason), or a function that takes the connection over.
+        object on_agent
         object access_log               # called once a request, or None
         # state
         readonly bint draining

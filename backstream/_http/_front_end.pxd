@@ -58,6 +58,7 @@ cdef class FrontEnd(Responder):
     cdef int _serve(self) except -1
     cdef int _forward(self, RequestHead* head, bytes client_id, double timeout, bytes upgrade) except -1
     cdef bytes _offered(self, dict protocols)
+    cdef bint _is_agents(self) except -1
     cdef int _request_end(self) except -1
     cdef int _leave_client(self) except -1
     cdef bint _too_slow(self, int64_t count, double rate) except -1

@@ -30,6 +30,7 @@ from backstream._slice cimport Slice, bytes_of, equals, slice_of
 from backstream._http._error_pages import error_page
 from backstream._http._final_recipient import options_answer
 from backstream._http.errors import MessageError
+from backstream._websocket import SUBPROTOCOL
 from backstream.errors import StreamError
 
 
@@ -40,6 +41,7 @@ cdef enum:
 cdef double RATE_GRACE_SECONDS = 5.0    # before a minimum rate counts
 
 cdef dict WEBSOCKET = {b"websocket": b"websocket"}
+cdef bytes AGENTS_PROTOCOL = SUBPROTOCOL.encode()
 
 
 cdef bytes _shown(Slice text, Py_ssize_t size):
@@ -173,6 +175,11 @@ cdef class FrontEnd(Responder):
         if not context.serves_clients:
             raise MessageError(404, f"this port is for agents, at {context.agent_path.decode()}",
                                "destination_not_found")
+        if reader.upgrade and self._is_agents():
+            # It knocks at the wrong door, where it would wait for an agent of its own id.
+            why = (f"agents connect at {context.agent_path.decode()}" if context.serves_agents
+                   else "agents have a port of their own")
+            raise MessageError(404, why, "destination_not_found")
         if own is not None:
             return self._answer(200, own[0], own[1])
         head.prefix.size = 0
@@ -230,6 +237,19 @@ cdef class FrontEnd(Responder):
                     if found is not None:
                         return found
         return None
+
+    cdef bint _is_agents(self) except -1:
+        """Whether the request offers the subprotocol that is agents' own."""
+        cdef FieldArray fields = self.reader.fields
+        cdef Slice rest, token
+        cdef Py_ssize_t i
+        for i in range(fields.count):
+            if equals(fields.items[i].name, b"sec-websocket-protocol", 22):
+                rest = fields.items[i].value
+                while next_token(&rest, &token):
+                    if equals(token, <const char*>AGENTS_PROTOCOL, len(AGENTS_PROTOCOL)):
+                        return True
+        return False
 
     cdef int _forward(self, RequestHead* head, bytes client_id, double timeout, bytes upgrade) except -1:
         cdef ServerContext context = self.context
@@ -341,12 +361,14 @@ cdef class FrontEnd(Responder):
 
     cdef int _log(self, str cut=None) except -1:
         """A line of the access log; cut: why the proxy broke the response off."""
+        cdef Exchange exchange = self.exchange
         if self.context.access_log is not None and self.logged_method is not None:
             self.context.access_log(self, self.logged_method, self.logged_target,
-                                    self.exchange.client_id if self.exchange is not None else b"", self.status,
+                                    exchange.client_id if exchange is not None else b"", self.status,
                                     self.sent_bytes, monotonic() - self.started_at,
                                     self.request_id.text[:self.request_id.size],
-                                    self.exchange.stream if self.exchange is not None else None, cut)
+                                    exchange.link if exchange is not None else None,
+                                    exchange.stream_id if exchange is not None else 0, cut)
             self.logged_method = None
         return 0
 

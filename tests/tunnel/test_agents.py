@@ -117,7 +117,8 @@ async def test_the_agents_path_can_be_another_one() -> None:
         async with await Wire.connect(proxy.address) as wire:
             assert (await handshake(wire, "/agents/here?token=1")).status == 101
         async with await Wire.connect(proxy.address) as wire:
-            assert (await handshake(wire, "/ws")).status == 503
+            got = await handshake(wire, "/ws")
+            assert got.status == 404 and got.body == b"agents connect at /agents/here\n"
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
@@ -279,10 +280,9 @@ async def test_with_ports_apart_each_serves_its_own_side_only() -> None:
             await agent.wait_connected()
             async with await Wire.connect(proxy.address) as wire:
                 assert (await wire.get()).status == 200
-            # An agent's handshake at the clients' port is a client's request.
             async with await Wire.connect(proxy.address) as wire:
                 got = await handshake(wire, client_id="intruder")
-                assert got.status == 503 and b"intruder" in got.body
+                assert got.status == 404 and got.body == b"agents have a port of their own\n"
             async with await Wire.connect(proxy.agent_address) as wire:
                 got = await wire.get()
                 assert got.status == 404 and b"this port is for agents, at /ws" in got.body
@@ -434,3 +434,29 @@ async def test_an_agent_that_is_refused_after_its_hello_does_not_hurry(caplog) -
             async with again, asyncio.timeout(LIMIT):
                 # It waits each time before it dials again, and longer each time.
                 assert [await waits.get() for _ in range(5)] == [(i, True) for i in range(1, 6)]
+
+
+async def test_an_agent_that_dials_another_path_is_told_where_agents_connect(caplog) -> None:
+    """A request would wait for an agent of its own id, or come to its application."""
+    asked = []
+
+    @http_only
+    async def app(scope, receive, send):
+        asked.append(scope["path"])
+        await answer(send)
+
+    async with tunnel(app, proxy={"agent_path": "/agents/dial"}, agents=0) as pair:
+        good = backstream.AgentSettings(proxy_url=f"ws://127.0.0.1:{pair.address[1]}/agents/dial", client_id=ID)
+        async with backstream.Agent(good, app) as agent:
+            await agent.wait_connected()
+            lost = f"ws://127.0.0.1:{pair.address[1]}/"
+            async with make_agent(lost, app):
+                await until(lambda: "refused the agent: 404 Not Found (agents connect at /agents/dial)" in caplog.text)
+            for fields in ("Sec-WebSocket-Protocol: chat", "X-Other: backstream.v1"):
+                async with await pair.open() as wire:
+                    upgrade = ["Connection: Upgrade", "Upgrade: websocket", fields]
+                    await wire.send(request("/a", lines=upgrade))
+                    await wire.answer()
+            assert asked == []  # they came as WebSockets, which this application refuses
+            assert (await pair.get("/b")).status == 200
+        assert asked == ["/b"]

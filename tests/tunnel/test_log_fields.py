@@ -8,7 +8,9 @@ import logging
 
 import pytest
 
-from backstream import logs
+import backstream
+from backstream import logs, streams
+from backstream.errors import ErrorCode
 from tests.rig import ID, Recorder, Upstream, http_only, ok_app, tunnel, until
 
 
@@ -93,3 +95,25 @@ async def test_what_an_agent_says_while_it_is_not_connected_has_its_id(records) 
     for words in ("is leaving", "next try", "stopped"):
         found = [r for r in records() if words in r["message"] and r["logger"] == "backstream.agent"]
         assert found and all(record["id"] == ID for record in found), words
+
+
+@pytest.mark.parametrize("how", ["refused", "given up", "silent", "lost"])
+async def test_a_request_that_fails_at_an_agent_names_its_session_and_stream(records, how) -> None:
+    def give_up(stream: streams.Stream, head: backstream.RequestHead, end: bool) -> backstream.Handler | None:
+        if how == "given up":
+            streams.reset(stream, ErrorCode.APP_ERROR, "given up")
+        elif how == "lost":
+            pair.agents[0].sessions[0].abort("gone")
+        return None if how == "refused" else backstream.Handler()
+
+    limits = {"request_timeout": 0.1} if how == "silent" else {}
+    async with tunnel(handler=give_up, proxy={"access_log": True} | limits, check=False) as pair:
+        (session,) = {link.session_name for link in pair.agents[0].sessions}
+        for number in (1, 2):
+            status = (await pair.get(f"/{number}", method="POST")).status
+            if how == "lost":
+                break
+    assert status == {"refused": 503, "given up": 502, "silent": 504, "lost": 502}[how]
+    for number in (1, 2)[: 1 if how == "lost" else 2]:
+        record = saying(records, f"POST /{number} {status}")
+        assert (record["session"], record["stream"]) == (session, 2 * number - 1)
