@@ -5,6 +5,7 @@ from backstream._buffer cimport Buffer
 from backstream._loop cimport LoopMember, LoopState
 from backstream._session cimport Session
 from backstream._stream cimport SessionOwner
+from backstream._websocket_frames cimport FrameWriter
 
 
 cdef class Carrier:
@@ -36,6 +37,7 @@ cdef class SessionLink(SessionOwner):
         double _message_timeout
         # state
         WSTransport _transport
+        FrameWriter _writer
         Carrier _carrier                # None on the native wire
         LinkMember _member
         LinkListener _listener

@@ -4,7 +4,8 @@ Rules that hold here:
 - Whatever a session has to say in one turn of the loop leaves as few messages as it takes, in one flush.
 - DATA waits while the transport is above its high-water mark; reading never does.
 - Any byte is a sign of life; ours is a WebSocket ping, which also measures the round trip.
-- `WSProtocol` is no documented part of picows: it is used in this file only, and a test says when it changes.
+- What picows does not document of itself, `WSProtocol` and how its `WSTransport` writes, is used in this file only, and
+  tests say when it changes. It reads frames and makes those of control; messages are written without it.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from backstream._loop cimport READ_SIZE, LoopMember, LoopState, monotonic
 from backstream._session cimport Session
 from backstream._stream cimport SessionOwner
 from backstream._tls cimport TlsTransport
+from backstream._websocket_frames cimport FrameWriter
 
 from backstream._http._handshake import plain_connection
 from backstream._tls import connect_tls
@@ -425,6 +427,11 @@ cdef class SessionLink(SessionOwner):
         cdef object raw = transport.underlying_transport
         cdef object sock = raw.get_extra_info("socket")
         self._transport = transport
+        self._writer = FrameWriter(raw, transport.is_client_side, transport.is_secure)
+        if transport.is_client_side:
+            # As under TLS it does not write to the socket then, and whatever it makes, be it on its own, comes here.
+            transport.is_secure = True
+            transport._tr_write = self._writer.control
         self._received_at = monotonic()
         raw.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         self._pauses_late = PAUSES_LATE and type(raw).__module__ == "asyncio.selector_events"
@@ -507,7 +514,8 @@ cdef class SessionLink(SessionOwner):
                 self.loop.pulling = False
             if size == 0:
                 break
-            self._transport.send_reuse_external_buffer(WSMsgType.BINARY, message, size)
+            if not self._transport.is_close_frame_sent:
+                self._writer.message(message, size)
             if self._pauses_late:
                 self._transport.underlying_transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
             sent += size
