@@ -429,8 +429,10 @@ cdef class Session(SendingSession):
         decode_reset(frame.payload, frame.size, &reset)
         code = reset.code if reset.code in KNOWN_CODES else INTERNAL
         # A stream's opener may give it up with CANCEL or TIMEOUT as often as it likes; the other side's resets are
-        # free where they say how the service failed, since a service that is down fails every request.
-        if code != CANCEL and code != TIMEOUT and (not stream.opened_here or code < TIMEOUT and code != REFUSED):
+        # free where they say how it or its service failed, since one that is broken fails every request. They come
+        # no oftener than this side opens streams. Codes that are not known here yet count as INTERNAL.
+        if code != CANCEL and code != TIMEOUT and (not stream.opened_here
+                                                   or code < TIMEOUT and code != INTERNAL and code != REFUSED):
             self._charge(1)
         self._drop(stream, code, bytes_of(reset.message).decode() if reset.message.size else "")
         return 0

@@ -152,14 +152,34 @@ def test_other_resets_by_the_opener_cost() -> None:
     assert end.closed == CALM
 
 
-def test_resets_by_the_side_that_did_not_open_the_stream_cost() -> None:
+@pytest.mark.parametrize("code", [ErrorCode.NO_ERROR, ErrorCode.PROTOCOL_ERROR, ErrorCode.FLOW_CONTROL_ERROR])
+def test_resets_by_the_side_that_did_not_open_the_stream_cost_where_they_blame_the_one_that_did(code: int) -> None:
     end = wire.proxy()
-    for _ in range(BUCKET + 1):
+    assert reset_all(end, code, BUCKET) == BUCKET and end.closed is None
+    assert reset_all(end, code, 1) == 1
+    assert end.closed == CALM
+
+
+@pytest.mark.parametrize(
+    "code",
+    [ErrorCode.INTERNAL, ErrorCode.REFUSED, ErrorCode.CANCEL, ErrorCode.APP_ERROR, 38, 77, 2**32 - 1],
+)
+def test_a_service_that_fails_every_request_does_not_end_the_session(code: int) -> None:
+    end = wire.proxy()
+    assert reset_all(end, code, 3 * BUCKET) == 3 * BUCKET
+    assert end.closed is None and end.alive()
+
+
+def reset_all(end: End, code: int, count: int) -> int:
+    """Opens streams that the other side resets, each once; how many there were."""
+    for at in range(count):
         handler = end.open(GET)
         assert handler.stream is not None
         end.said()
-        end.hear(reset(handler.stream.id, ErrorCode.INTERNAL))
-    assert end.closed == CALM
+        end.hear(reset(handler.stream.id, code))
+        if end.closed is not None:
+            return at + 1
+    return count
 
 
 # --- what honest peers do must not count ---
