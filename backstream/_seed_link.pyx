@@ -65,10 +65,11 @@ cdef class SeedCarrier(Carrier):
         if (frame.msg_type == WSMsgType.CONTINUATION) != (link._fragments_at != 0):
             self._session.close(1, "WebSocket fragments out of order", 1002)
             return 0
+        if link._fragments_at or not frame.fin:
+            link.charge_fragment(frame)
+            return 0 if self._session.closed else self._put_together(frame)
         if frame.payload_size == 0:
             self._session.charge_idle_frame()
-        if link._fragments_at or not frame.fin:
-            return self._put_together(frame)
         if frame.payload_size > self._session.max_message:
             return self._session.miss(frame.msg_type == WSMsgType.TEXT, frame.payload_ptr, frame.payload_size,
                                       f"a message of more than {self._session.max_message} bytes")

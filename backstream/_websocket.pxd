@@ -54,6 +54,7 @@ cdef class SessionLink(SessionOwner):
         uint64_t _ping_bytes            # of messages in both directions, before it
         int _first_pings                # that are still to come soon, for a first idea of the round trip
         double _fragments_at
+        int _small_fragments            # of the message that comes in pieces
         # counters
         readonly uint64_t bytes_received    # of messages, without WebSocket's own
         readonly uint64_t bytes_sent
@@ -70,6 +71,7 @@ cdef class SessionLink(SessionOwner):
     cdef int lose(self, str message) except -1
     cdef int end(self, int close_code, str reason) except -1
     cdef int greeted(self) except -1
+    cdef int charge_fragment(self, WSFrame frame) except -1
     cdef int _send_ping(self) except -1
     cdef int _set_deadline(self) except -1
     cdef int lost(self, str message) except -1

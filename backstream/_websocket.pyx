@@ -60,6 +60,8 @@ cdef enum:
     # kernel's segmentation, which have 65,536 bytes at most. The rest of a larger one would be a segment of its own.
     MESSAGE_BYTES = 65408
     MAX_ANSWER = 16384              # bytes of an answer's head, from where on picows refuses it
+    SMALL_FRAGMENT = 128            # bytes
+    FREE_SMALL_FRAGMENTS = 8        # of a message, such as headers that come by themselves
     LONGEST_UNCUT = 65536           # bytes of a frame; a multiple of four, so that the mask goes on as it is
 
 cdef double CLOSE_SECONDS = 2.0     # for the peer to answer a close frame
@@ -584,6 +586,9 @@ cdef class SessionLink(SessionOwner):
         if (frame.msg_type == WSMsgType.CONTINUATION) != (self._fragments_at != 0):
             self.session.close(1, "WebSocket fragments out of order", 1002)
             return
+        self.charge_fragment(frame)
+        if self.session.closed:
+            return
         if self._fragments.size + frame.payload_size > MAX_MESSAGE_SIZE:
             self.session.close(1, "a message of more than 262144 bytes", 1009)
             return
@@ -595,6 +600,21 @@ cdef class SessionLink(SessionOwner):
         elif self._fragments_at == 0:
             self._fragments_at = monotonic()
             self._set_deadline()
+
+    cdef int charge_fragment(self, WSFrame frame) except -1:
+        """A fragment costs as much work as a whole frame: those that bring nothing, or many that bring little, cost."""
+        cdef bint costs = False
+        if frame.payload_size == 0:
+            # But an empty one may end a message: senders that write in pieces do not know their last one before.
+            costs = not frame.fin or self._fragments.size == 0
+        elif not frame.fin and frame.payload_size < SMALL_FRAGMENT:
+            self._small_fragments += 1
+            costs = self._small_fragments > FREE_SMALL_FRAGMENTS
+        if frame.fin:
+            self._small_fragments = 0
+        if costs:
+            self.session.charge_idle_frame()
+        return 0
 
     def _ping(self, WSFrame frame):
         """Answers a ping, unless the peer reads nothing: then its pongs would only gather here."""
