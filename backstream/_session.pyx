@@ -521,6 +521,11 @@ cdef class Session(SendingSession):
         encode_goaway(out, &goaway)
         self._put_control(FRAME_GOAWAY, 0, 0, out.data, out.size)
 
+    def tell_end(self, int code, str message):
+        """The owner ends the session by itself: GOAWAY says why, also where another went before."""
+        self.leaving = True
+        self._put_goaway(code, message, 0)
+
     def close(self, int code=0, str message="", int close_code=1000):
         """Ends the session: GOAWAY for the peer, then `SessionOwner.on_close`."""
         cdef bint told = self.leaving

@@ -1,5 +1,5 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from picows.picows cimport WSFrame, WSListener, WSTransport
+from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSTransport
 
 from backstream._buffer cimport Buffer
 from backstream._loop cimport LoopMember, LoopState
@@ -43,6 +43,8 @@ cdef class SessionLink(SessionOwner):
         LinkListener _listener
         ReadGuard _guard
         bint _closing                   # the close frame is sent, or about to be
+        bint _broken                    # the peer broke a rule that picows watches over, and was told so
+        bint _says_close                # a close frame that picows makes is one that it was asked for
         bint _lost
         bint _pauses_late               # the transport says that it is full when it is asked, and not before
         bint _slow                      # the transport was full since it was last empty
@@ -69,9 +71,11 @@ cdef class SessionLink(SessionOwner):
     cdef int flush(self) except -1
     cdef int deadline(self) except -1
     cdef int lose(self, str message) except -1
+    cdef int control(self, bytes frame) except -1
     cdef int end(self, int close_code, str reason) except -1
     cdef int greeted(self) except -1
     cdef int charge_fragment(self, WSFrame frame) except -1
+    cdef int _send_close(self, WSCloseCode code, bytes reason) except -1
     cdef int _send_ping(self) except -1
     cdef int _set_deadline(self) except -1
     cdef int lost(self, str message) except -1

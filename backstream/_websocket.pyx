@@ -43,6 +43,9 @@ cdef extern from "<sys/socket.h>" nogil:
     int setsockopt(int fd, int level, int name, const void* value, unsigned int size)
 
 cdef enum:
+    PROTOCOL_ERROR = 1
+    INTERNAL = 2
+
     HIGH_WATER = 131072             # bytes in the transport's buffer
     LOW_WATER = 32768
     SLOW_MESSAGE = 32768            # bytes of DATA in a message while the transport is slow to drain
@@ -124,6 +127,11 @@ cdef class LinkListener(WSListener):
 
     cpdef on_ws_disconnected(self, WSTransport transport):
         self.link.lose("the connection was lost")
+
+    def control(self, frame):
+        """picows' way to the socket."""
+        if self.link is not None:
+            self.link.control(bytes(frame))
 
     cpdef pause_writing(self):
         self.link._slow = True
@@ -305,8 +313,8 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
             self._buffer_updated(nbytes)
         if self._link._transport is None:
             return 0
-        if self._link._transport.is_close_frame_sent and not self._link._closing and not self._link._lost:
-            # picows has said what is wrong, and would go on reading.
+        if self._link._broken and not self._link._lost:
+            # What is wrong was said, and picows would go on reading.
             self._link._transport.disconnect()
             self._link.lose("the peer broke the WebSocket protocol")
         if nbytes < self._offered and not self._decrypts:
@@ -430,10 +438,9 @@ cdef class SessionLink(SessionOwner):
         cdef object sock = raw.get_extra_info("socket")
         self._transport = transport
         self._writer = FrameWriter(raw, transport.is_client_side, transport.is_secure)
-        if transport.is_client_side:
-            # As under TLS it does not write to the socket then, and whatever it makes, be it on its own, comes here.
-            transport.is_secure = True
-            transport._tr_write = self._writer.control
+        # As under TLS it does not write to the socket then: whatever it makes, be it on its own, comes here.
+        transport.is_secure = True
+        transport._tr_write = self._listener.control
         self._received_at = monotonic()
         raw.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         self._pauses_late = PAUSES_LATE and type(raw).__module__ == "asyncio.selector_events"
@@ -529,9 +536,33 @@ cdef class SessionLink(SessionOwner):
                 and self._transport.underlying_transport.get_write_buffer_size() == 0):
             self._slow = False
 
+    cdef int control(self, bytes frame) except -1:
+        """picows has made a control frame: one that it was asked for, or a close frame since it can't read on."""
+        if frame[0] & 0x0f == WSMsgType.CLOSE and not self._says_close:
+            self._break_off(self._writer.payload_of(frame))
+        self._writer.control(frame)
+        return 0
+
+    def _break_off(self, bytes close):
+        """The peer broke a rule of RFC 6455's that picows watches over: it is told as of others. close: the payload."""
+        cdef int close_code = int.from_bytes(close[:2], "big")
+        cdef str why = close[2:].decode("utf-8", "replace")
+        self._broken = True
+        if self._lost or self.session.closed:
+            return
+        logger.info("session of %s ends: %s", self.name, why, extra=self.log_fields)
+        if self._carrier is None:
+            self.session.tell_end(INTERNAL if close_code == WSCloseCode.INTERNAL_ERROR else PROTOCOL_ERROR, why)
+            self.flush_early()
+
+    cdef int _send_close(self, WSCloseCode code, bytes reason) except -1:
+        self._says_close = True
+        self._transport.send_close(code, reason)
+        return 0
+
     cdef int end(self, int close_code, str reason) except -1:
         """Sends a close frame and gives the peer a moment to answer it."""
-        self._transport.send_close(<WSCloseCode>close_code, reason.encode()[:120])
+        self._send_close(<WSCloseCode>close_code, reason.encode()[:120])
         if self.session.congested:
             self.abort("the peer does not read")
             return 0
@@ -551,7 +582,7 @@ cdef class SessionLink(SessionOwner):
             return 0
         if kind == WSMsgType.CLOSE:
             if not self._transport.is_close_frame_sent:
-                self._transport.send_close(_close_answer(frame))
+                self._send_close(_close_answer(frame), b"")
             # Gracefully only where nothing waits: no deadline watches over the socket from here on.
             self._transport.disconnect(self._transport.underlying_transport.get_write_buffer_size() == 0)
             self.lose(f"the peer closed the session ({<int>frame.get_close_code()})")

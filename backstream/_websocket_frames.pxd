@@ -16,6 +16,8 @@ cdef class FrameWriter:
         object _queued                  # bytes that wait in the transport
 
     cdef int message(self, char* payload, Py_ssize_t size) except -1
+    cdef int control(self, bytes frame) except -1
+    cdef bytes payload_of(self, bytes frame)
     cdef int write(self, const char* data, Py_ssize_t size) except -1
 
 

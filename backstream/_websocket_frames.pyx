@@ -163,17 +163,34 @@ cdef class FrameWriter:
         self._write(PyBytes_FromStringAndSize(data + sent, size - sent))
         return 0
 
-    def control(self, frame):
-        """A client's control frame as picows makes it: it gets a key that nobody can foresee in place of picows'."""
+    cdef int control(self, bytes frame) except -1:
+        """A control frame as picows makes it. A client's gets a key that nobody can foresee in place of picows'."""
         cdef char data[MAX_CONTROL]
-        cdef bytes made = bytes(frame)
-        cdef Py_ssize_t size = len(made)
+        cdef Py_ssize_t size = len(frame)
         cdef uint32_t old, new
-        if not 6 <= size <= MAX_CONTROL or size != 6 + (made[1] & 0x7f):
-            raise ValueError("no control frame of a client's")
-        memcpy(data, <const char*>made, size)
+        if not self.masks:
+            return self.write(frame, size)
+        _check_control(frame)
+        memcpy(data, <const char*>frame, size)
         memcpy(&old, data + 2, 4)
         _put_key(data + 2)
         memcpy(&new, data + 2, 4)
         apply_mask(data + 6, size - 6, old ^ new)
-        self.write(data, size)
+        return self.write(data, size)
+
+    cdef bytes payload_of(self, bytes frame):
+        """What a control frame of picows' says."""
+        cdef char data[MAX_CONTROL]
+        cdef Py_ssize_t size = len(frame)
+        if not self.masks:
+            return frame[2:]
+        _check_control(frame)
+        memcpy(data, <const char*>frame, size)
+        mask_payload(data + 6, size - 6)
+        return data[6:size]
+
+
+cdef int _check_control(bytes frame) except -1:
+    if not 6 <= len(frame) <= MAX_CONTROL or len(frame) != 6 + (frame[1] & 0x7f):
+        raise ValueError("no control frame of a client's")
+    return 0
