@@ -409,10 +409,12 @@ cdef class Session(SendingSession):
         count = read_u32(frame.payload)
         if count == 0 or count > MAX_CREDIT:
             raise StreamError(PROTOCOL_ERROR, "credit of 0 or above 2147483647")
-        if count < SMALL_GRANT:
-            self._charge(1)
         stream.acknowledged = True
         stream.send_credit += count
+        # But who has a small window grants small parts of it: no less than a quarter, so never less than one of what
+        # the stream then has.
+        if count < SMALL_GRANT and <int64_t>count * 4 < max(stream.send_credit, self._peer_window):
+            self._charge(1)
         if stream.send_credit > MAX_CREDIT:
             raise StreamError(FLOW_CONTROL_ERROR, "credit above 2147483647")
         if stream.send_credit > stream.send_window:

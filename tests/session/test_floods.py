@@ -182,7 +182,39 @@ def reset_all(end: End, code: int, count: int) -> int:
     return count
 
 
+def test_small_grants_cost_where_the_window_is_none_that_is_small() -> None:
+    end = wire.agent(peer={"initial_window": 100})
+    serve(end, 1)
+    # Credit that nobody uses adds up: the window is large.
+    end.hear(*[window(1, 25)] * (BUCKET + 100))
+    assert end.closed == CALM
+    end = wire.agent(peer={"initial_window": 64 * 1024})
+    stream = serve(end, 1).stream
+    _callbacks.respond(stream, OK)
+    _callbacks.write(stream, bytes(64 * 1024 + BUCKET + 1))
+    end.said()
+    # It has taken all, and would have us send byte by byte.
+    for _ in range(BUCKET + 1):
+        end.hear(window(1, 1))
+        end.said()
+    assert end.closed == CALM
+
+
 # --- what honest peers do must not count ---
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100, 255, 256, 511])
+@pytest.mark.parametrize("part", [2, 4])
+def test_a_small_window_that_is_granted_in_parts_costs_nothing(size: int, part: int) -> None:
+    end = wire.agent(peer={"initial_window": size})
+    stream = serve(end, 1).stream
+    _callbacks.respond(stream, OK)
+    grant = max(size // part, 1) if part == 2 else -(-size // part)
+    for _ in range(2 * BUCKET):
+        _callbacks.write(stream, bytes(grant))
+        end.said()
+        end.hear(window(1, grant))
+    assert end.closed is None
 
 
 def test_large_data_for_a_closed_stream_is_what_crossed_and_costs_nothing() -> None:
