@@ -76,6 +76,14 @@ async def test_a_good_handshake_is_answered_as_rfc_6455_asks() -> None:
         assert got.get("sec-websocket-extensions") is None
 
 
+async def test_a_handshake_may_say_that_its_body_has_no_bytes() -> None:
+    # RFC 9112 §6.3: that is the same as none.
+    async with tunnel(agents=0) as pair, await pair.open() as wire:
+        assert (await handshake(wire, content_length="0")).status == 101
+        await wire.send(frame(BINARY, greeting()))
+        await until(lambda: len(pair.proxy.agents.by_id(ID)) == 1)
+
+
 @pytest.mark.parametrize(
     ("change", "status", "words"),
     [
@@ -88,6 +96,8 @@ async def test_a_good_handshake_is_answered_as_rfc_6455_asks() -> None:
         ({"sec_websocket_key": "c2hvcnQ="}, 400, "Sec-WebSocket-Key is not 16 bytes in base64"),
         ({"sec_websocket_key": "?" * 24}, 400, "Sec-WebSocket-Key is not 16 bytes in base64"),
         ({"drop": "sec_websocket_key"}, 400, "Sec-WebSocket-Key is not 16 bytes in base64"),
+        ({"content_length": "1"}, 400, "without a body"),
+        ({"transfer_encoding": "chunked"}, 400, "without a body"),
     ],
 )
 async def test_a_faulty_handshake_is_refused_in_one_line(change: dict[str, str], status: int, words: str) -> None:
