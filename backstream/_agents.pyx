@@ -96,7 +96,7 @@ cdef class AgentLink(SessionLink):
         self.instance = hello.instance
         self.generation = hello.generation
         self.set_session_name(hello.instance, hello.generation)
-        self._set_deadline()
+        self.hello_came()
         self.table.register(self)
         return 0
 

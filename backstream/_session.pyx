@@ -226,10 +226,16 @@ cdef class Session(SendingSession):
             raise FrameError(str(error)) from None
         if frame.size != 8:
             raise FrameError("a PING without its 8 bytes", FRAME_SIZE_ERROR)
+        if frame.flags & FLAG_ACK:
+            if not self.owner.on_ping_answer(frame.payload):
+                self._charge(1)
+            return 0
         self._charge(1)
-        if not frame.flags & FLAG_ACK:
-            self._put_control(FRAME_PING, FLAG_ACK, 0, frame.payload, 8)
-        return 0
+        return self._put_control(FRAME_PING, FLAG_ACK, 0, frame.payload, 8)
+
+    cdef int ping(self, const char* payload) except -1:
+        """Sends PING with these 8 bytes; `SessionOwner.on_ping_answer` hears of the answer."""
+        return self._put_control(FRAME_PING, 0, 0, payload, 8)
 
     cdef int _hello(self, Frame* frame) except -1:
         cdef object hello
@@ -248,6 +254,7 @@ cdef class Session(SendingSession):
         self._peer_frame_size = hello.max_frame_size or DEFAULT_FRAME_SIZE
         self._peer_max_streams = min(<uint32_t>hello.max_streams, self.max_opened)
         self.peer_hello = hello
+        self.wants_pings = "ping" in hello.capabilities
         self.owner.on_hello(hello)
         return self.owner.on_capacity()
 

@@ -76,6 +76,7 @@ cdef class SessionLink(SessionOwner):
     cdef int greeted(self) except -1
     cdef int charge_fragment(self, WSFrame frame) except -1
     cdef int _send_close(self, WSCloseCode code, bytes reason) except -1
+    cdef int hello_came(self) except -1
     cdef int _send_ping(self) except -1
     cdef int _set_deadline(self) except -1
     cdef int lost(self, str message) except -1

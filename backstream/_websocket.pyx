@@ -654,28 +654,31 @@ cdef class SessionLink(SessionOwner):
             self._transport.send_pong(frame.get_payload_as_bytes())
 
     def _pong(self, WSFrame frame):
+        if frame.payload_size != 8 or not self.on_ping_answer(frame.payload_ptr):
+            self.session.charge_idle_frame()    # nobody waits for it
+
+    cdef bint on_ping_answer(self, const char* payload) except -1:
         cdef double sent, sample
         cdef uint64_t moved
-        if not self._ping_sent_at:
-            self.session.charge_idle_frame()    # nobody asked for it
-        if frame.payload_size == 8 and self._ping_sent_at:
-            sent = struct.unpack("=d", frame.get_payload_as_bytes())[0]
-            if sent == self._ping_sent_at:
-                sample = monotonic() - sent
-                # Near the shortest of late: what a queue adds must not make the windows that fill it grow. So a longer
-                # one counts for next to nothing where bulk was on its way with it.
-                if self.session.round_trip == 0 or sample < self.session.round_trip:
-                    self.session.round_trip = sample
-                else:
-                    moved = self.bytes_sent + self.bytes_received - self._ping_bytes
-                    self.session.round_trip += (sample - self.session.round_trip) / (8 if moved < QUIET_BYTES else 64)
-                self._ping_sent_at = 0
-                if self._first_pings:
-                    self._first_pings -= 1
-                    if self.loop.has_queue():
-                        self._first_pings = 0       # of many agents that come at once each would cost three more
-                    else:
-                        self._send_ping()
+        memcpy(&sent, payload, 8)
+        if not self._ping_sent_at or sent != self._ping_sent_at:
+            return False
+        sample = monotonic() - sent
+        # Near the shortest of late: what a queue adds must not make the windows that fill it grow. So a longer one
+        # counts for next to nothing where bulk was on its way with it.
+        if self.session.round_trip == 0 or sample < self.session.round_trip:
+            self.session.round_trip = sample
+        else:
+            moved = self.bytes_sent + self.bytes_received - self._ping_bytes
+            self.session.round_trip += (sample - self.session.round_trip) / (8 if moved < QUIET_BYTES else 64)
+        self._ping_sent_at = 0
+        if self._first_pings:
+            self._first_pings -= 1
+            if self.loop.has_queue():
+                self._first_pings = 0       # of many agents that come at once each would cost three more
+            else:
+                self._send_ping()
+        return True
 
     cdef int greeted(self) except -1:
         """The first bytes have had their turn: how long they waited for it is no part of the round trip."""
@@ -691,8 +694,16 @@ cdef class SessionLink(SessionOwner):
         self._ping_at = now + self._ping_interval
         self._ping_sent_at = now
         self._ping_bytes = self.bytes_sent + self.bytes_received
+        if self.session.wants_pings:
+            return self.session.ping(<const char*>&now)
         self._transport.send_ping(struct.pack("=d", now))
         return 0
+
+    cdef int hello_came(self) except -1:
+        """The session has its peer's HELLO: what may follow has other time limits."""
+        if self.session.wants_pings:
+            self._send_ping()       # it has not seen the first one
+        return self._set_deadline()
 
     cdef int _set_deadline(self) except -1:
         cdef double now = monotonic()
