@@ -30,6 +30,8 @@ cdef double PLACE_SECONDS = 0.02
 cdef double BUDGET_STEP = 0.005
 
 cdef enum:
+    LEAST_REPLAY = 65536        # bytes of a body: one read, of which a small window takes only a part at first
+
     NO_ERROR = 0
     PROTOCOL_ERROR = 1
     REFUSED = 7
@@ -207,7 +209,7 @@ cdef class Exchange(StreamHandler):
             size = len(data)
             if self.stream.acknowledged or self.upgraded:
                 self._drop_replay()
-            elif (self.replay_bytes + size > self.link.session._peer_window
+            elif (self.replay_bytes + size > max(self.link.session._peer_window, <int64_t>LEAST_REPLAY)
                     or not self.table.budget.take(self.table.replay_share, size)):
                 self._drop_replay()
             else:

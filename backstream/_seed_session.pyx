@@ -24,6 +24,7 @@ from backstream._flow cimport BudgetShare, WindowBudget
 from backstream._grammar cimport equals_lower
 from backstream._seed_codec cimport finish_message, message_size, new_id, pack_message, start_request, start_response
 from backstream._seed_reader cimport SEED_NOTIFY, SEED_REQUEST, SEED_RESPONSE, SeedReader, SeedType, id_at_start
+from backstream._seed_text cimport is_utf8
 from backstream._session cimport Session
 from backstream._slice cimport Slice, bytes_of, equals, slice_of
 from backstream._stream cimport CLOSED, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, SessionOwner, Stream, StreamHandler
@@ -34,6 +35,7 @@ from backstream.errors import STATUS_OF_CODE, ConfigurationError, HeadError, Str
 logger = logging.getLogger("backstream.seed")
 
 cdef enum:
+    PROTOCOL_ERROR = 1
     INTERNAL = 2
     REFUSED = 7
     TIMEOUT = 32
@@ -263,11 +265,17 @@ cdef class SeedSession(Session):
     cdef int take(self, bint json, const char* data, Py_ssize_t size) except -1:
         """Takes one whole message, in JSON or binary."""
         cdef SeedReader reader = self._reader
+        cdef Slice text
         if self.closed:
             return 0
         try:
             reader.message(json, data, size)
         except HeadError as error:
+            text.ptr = data
+            text.size = size
+            if json and not is_utf8(text):
+                self.close(PROTOCOL_ERROR, "text that is not UTF-8", 1007)      # RFC 6455 §8.1
+                return 0
             self._complain("a message that can't be read", str(error))
             self.charge_idle_frame()
             return 0

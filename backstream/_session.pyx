@@ -226,10 +226,16 @@ cdef class Session(SendingSession):
             raise FrameError(str(error)) from None
         if frame.size != 8:
             raise FrameError("a PING without its 8 bytes", FRAME_SIZE_ERROR)
+        if frame.flags & FLAG_ACK:
+            if not self.owner.on_ping_answer(frame.payload):
+                self._charge(1)
+            return 0
         self._charge(1)
-        if not frame.flags & FLAG_ACK:
-            self._put_control(FRAME_PING, FLAG_ACK, 0, frame.payload, 8)
-        return 0
+        return self._put_control(FRAME_PING, FLAG_ACK, 0, frame.payload, 8)
+
+    cdef int ping(self, const char* payload) except -1:
+        """Sends PING with these 8 bytes; `SessionOwner.on_ping_answer` hears of the answer."""
+        return self._put_control(FRAME_PING, 0, 0, payload, 8)
 
     cdef int _hello(self, Frame* frame) except -1:
         cdef object hello
@@ -248,6 +254,7 @@ cdef class Session(SendingSession):
         self._peer_frame_size = hello.max_frame_size or DEFAULT_FRAME_SIZE
         self._peer_max_streams = min(<uint32_t>hello.max_streams, self.max_opened)
         self.peer_hello = hello
+        self.wants_pings = "ping" in hello.capabilities
         self.owner.on_hello(hello)
         return self.owner.on_capacity()
 
@@ -409,10 +416,12 @@ cdef class Session(SendingSession):
         count = read_u32(frame.payload)
         if count == 0 or count > MAX_CREDIT:
             raise StreamError(PROTOCOL_ERROR, "credit of 0 or above 2147483647")
-        if count < SMALL_GRANT:
-            self._charge(1)
         stream.acknowledged = True
         stream.send_credit += count
+        # But who has a small window grants small parts of it: no less than a quarter, so never less than one of what
+        # the stream then has.
+        if count < SMALL_GRANT and <int64_t>count * 4 < max(stream.send_credit, self._peer_window):
+            self._charge(1)
         if stream.send_credit > MAX_CREDIT:
             raise StreamError(FLOW_CONTROL_ERROR, "credit above 2147483647")
         if stream.send_credit > stream.send_window:
@@ -429,8 +438,10 @@ cdef class Session(SendingSession):
         decode_reset(frame.payload, frame.size, &reset)
         code = reset.code if reset.code in KNOWN_CODES else INTERNAL
         # A stream's opener may give it up with CANCEL or TIMEOUT as often as it likes; the other side's resets are
-        # free where they say how the service failed, since a service that is down fails every request.
-        if code != CANCEL and code != TIMEOUT and (not stream.opened_here or code < TIMEOUT and code != REFUSED):
+        # free where they say how it or its service failed, since one that is broken fails every request. They come
+        # no oftener than this side opens streams. Codes that are not known here yet count as INTERNAL.
+        if code != CANCEL and code != TIMEOUT and (not stream.opened_here
+                                                   or code < TIMEOUT and code != INTERNAL and code != REFUSED):
             self._charge(1)
         self._drop(stream, code, bytes_of(reset.message).decode() if reset.message.size else "")
         return 0
@@ -518,6 +529,11 @@ cdef class Session(SendingSession):
         goaway.retry_after_ms = retry_after_ms
         encode_goaway(out, &goaway)
         self._put_control(FRAME_GOAWAY, 0, 0, out.data, out.size)
+
+    def tell_end(self, int code, str message):
+        """The owner ends the session by itself: GOAWAY says why, also where another went before."""
+        self.leaving = True
+        self._put_goaway(code, message, 0)
 
     def close(self, int code=0, str message="", int close_code=1000):
         """Ends the session: GOAWAY for the peer, then `SessionOwner.on_close`."""

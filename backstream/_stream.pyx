@@ -111,6 +111,10 @@ cdef class SessionOwner:
         """A handler raised something that is no StreamError: a defect to be logged."""
         return 0
 
+    cdef bint on_ping_answer(self, const char* payload) except -1:
+        """The answer to a PING came, 8 bytes; false where nobody waited for it."""
+        return False
+
     cdef int on_time(self, double at) except -1:
         """The session has something to do at `at`, in seconds of `now`."""
         return 0

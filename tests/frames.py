@@ -31,10 +31,13 @@ def frame(
     extended = size.to_bytes(form // 8, "big") if form > 7 else b""
     if not masked:
         return first + bytes([second]) + extended + payload
+    return first + bytes([second]) + extended + MASK + _xor(payload, MASK)
+
+
+def _xor(payload: bytes, key: bytes) -> bytes:
     # Shorter than one at a time where it is long.
-    key = int.from_bytes((MASK * (len(payload) // 4 + 1))[: len(payload)], "big")
-    coded = (int.from_bytes(payload, "big") ^ key).to_bytes(len(payload), "big")
-    return first + bytes([second]) + extended + MASK + coded
+    keys = int.from_bytes((key * (len(payload) // 4 + 1))[: len(payload)], "big")
+    return (int.from_bytes(payload, "big") ^ keys).to_bytes(len(payload), "big")
 
 
 def text(words: str) -> bytes:
@@ -47,7 +50,7 @@ def close(code: int | None = None, reason: bytes = b"") -> bytes:
 
 @dataclass(frozen=True)
 class Received:
-    """A server's frame."""
+    """A peer's frame."""
 
     opcode: int
     payload: bytes
@@ -64,10 +67,23 @@ async def read_frame(wire: Wire) -> Received:
     """The server's next frame, which must be well-formed and unmasked. Raises Ended where none comes."""
     first, second = await wire.exactly(2)
     assert first & 0x70 == 0 and second & 0x80 == 0, (first, second)
-    size = second & 0x7F
-    if size > 125:
-        size = int.from_bytes(await wire.exactly(2 if size == 126 else 8), "big")
+    size = await _length(wire, second)
     return Received(first & 0x0F, await wire.exactly(size), bool(first & 0x80))
+
+
+async def _length(wire: Wire, second: int) -> int:
+    size = second & 0x7F
+    return size if size < 126 else int.from_bytes(await wire.exactly(2 if size == 126 else 8), "big")
+
+
+async def read_masked(wire: Wire) -> tuple[Received, bytes]:
+    """A client's next frame, which must be well-formed and masked, and its key. Raises Ended where none comes."""
+    first, second = await wire.exactly(2)
+    assert first & 0x70 == 0 and second & 0x80, (first, second)
+    size = await _length(wire, second)
+    key = await wire.exactly(4)
+    payload = _xor(await wire.exactly(size), key)
+    return Received(first & 0x0F, payload, bool(first & 0x80)), key
 
 
 async def read_close(wire: Wire) -> int | None:

@@ -452,7 +452,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         return 0
 
     def _judge(self, fields):
-        return judge_handshake(fields, self.reader.minor, self.reader.body != BODY_NONE,
+        return judge_handshake(fields, self.reader.minor, self.reader.body != BODY_NONE and self.reader.length != 0,
                                id_optional=self.context.id_optional)
 
     def _answer_handshake(self):

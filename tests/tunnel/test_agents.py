@@ -12,6 +12,8 @@ import pytest
 import backstream
 from backstream._agents import AgentLink
 from backstream._http._server import ServerConnection
+from tests import frames
+from tests.frames import BINARY, frame
 from tests.rig import (
     ID,
     LIMIT,
@@ -29,6 +31,7 @@ from tests.rig import (
     tunnel,
     until,
 )
+from tests.session.wire import EMPTY, goaway, greeting, response
 
 KEY = base64.b64encode(b"0123456789abcdef").decode()
 
@@ -73,6 +76,14 @@ async def test_a_good_handshake_is_answered_as_rfc_6455_asks() -> None:
         assert got.get("sec-websocket-extensions") is None
 
 
+async def test_a_handshake_may_say_that_its_body_has_no_bytes() -> None:
+    # RFC 9112 §6.3: that is the same as none.
+    async with tunnel(agents=0) as pair, await pair.open() as wire:
+        assert (await handshake(wire, content_length="0")).status == 101
+        await wire.send(frame(BINARY, greeting()))
+        await until(lambda: len(pair.proxy.agents.by_id(ID)) == 1)
+
+
 @pytest.mark.parametrize(
     ("change", "status", "words"),
     [
@@ -85,6 +96,8 @@ async def test_a_good_handshake_is_answered_as_rfc_6455_asks() -> None:
         ({"sec_websocket_key": "c2hvcnQ="}, 400, "Sec-WebSocket-Key is not 16 bytes in base64"),
         ({"sec_websocket_key": "?" * 24}, 400, "Sec-WebSocket-Key is not 16 bytes in base64"),
         ({"drop": "sec_websocket_key"}, 400, "Sec-WebSocket-Key is not 16 bytes in base64"),
+        ({"content_length": "1"}, 400, "without a body"),
+        ({"transfer_encoding": "chunked"}, 400, "without a body"),
     ],
 )
 async def test_a_faulty_handshake_is_refused_in_one_line(change: dict[str, str], status: int, words: str) -> None:
@@ -420,6 +433,38 @@ async def test_a_session_that_is_no_newer_is_refused_with_1008_and_the_running_o
                 assert (await pair.get()).status == 200
             assert seen == {"first": 2} and first.close_codes == []
             await echo.finish()
+
+
+@pytest.mark.parametrize(("generation", "taken"), [(3, False), (9, False), (10, True)])
+async def test_a_session_that_drains_is_live_as_to_which_one_is_newer(generation: int, taken: bool) -> None:
+    async with tunnel(agents=0) as pair, await pair.open() as client, await pair.open() as draining:
+        await begin_session(draining, 9)
+        await until(lambda: len(pair.proxy.agents.by_id(ID)) == 1)
+        await client.send(request())
+        await draining.until(b"GET")  # the head of a REQUEST
+        await draining.send(frame(BINARY, goaway(last_stream=1)))
+        await until(lambda: not pair.proxy.agents.by_id(ID))
+        async with await pair.open() as late:
+            await begin_session(late, generation)
+            if taken:
+                await until(lambda: [link.generation for link in pair.proxy.agents.by_id(ID)] == [generation])
+            else:
+                await late.until(b"\x03\xf0a session of this agent that is no older is connected")
+                assert not pair.proxy.agents.by_id(ID)
+            # The one that drains serves its stream to the end.
+            await draining.send(frame(BINARY, response(1, EMPTY, end=True)))
+            assert (await client.answer()).status == 204
+        await until(lambda: not len(pair.proxy.agents))
+        # Nothing is remembered of sessions that are gone.
+        async with await pair.open() as again:
+            await begin_session(again, 1)
+            await until(lambda: len(pair.proxy.agents.by_id(ID)) == 1)
+
+
+async def begin_session(wire: Wire, generation: int) -> None:
+    await wire.send(frames.handshake("/ws", "Sec-WebSocket-Protocol: backstream.v1"))
+    await wire.until(b"\r\n\r\n")
+    await wire.send(frame(BINARY, greeting(generation=generation)))
 
 
 async def test_an_agent_that_is_refused_after_its_hello_does_not_hurry(caplog) -> None:

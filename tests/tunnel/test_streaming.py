@@ -8,7 +8,21 @@ import httpx
 import pytest
 
 import backstream
-from tests.rig import Ended, Upstream, answer, begin, chunked, end, http_only, more, read_body, request, tunnel, until
+from tests.rig import (
+    Ended,
+    Upstream,
+    answer,
+    begin,
+    chunked,
+    echo_app,
+    end,
+    http_only,
+    more,
+    read_body,
+    request,
+    tunnel,
+    until,
+)
 
 BLOCK = b"b" * 65536
 
@@ -297,3 +311,13 @@ async def test_a_response_before_the_request_has_ended_stops_the_upload() -> Non
             await wire.rest()
         except (Ended, ConnectionError):
             pass
+
+
+@pytest.mark.parametrize("windows", [{"max_window": 100}, {"window_budget": 0}], ids=["fixed", "without a budget"])
+async def test_windows_that_are_small_and_stay_so_carry_bodies_all_the_same(windows: dict[str, int]) -> None:
+    settings = backstream.SessionSettings(initial_window=100, **windows)
+    body = bytes(range(250)) * 1200
+    async with tunnel(echo_app, proxy={"session": settings}, session=settings) as pair:
+        (link,) = pair.proxy.agents
+        got = await pair.get(method="POST", body=body)
+        assert got.body == body and list(pair.proxy.agents) == [link]
