@@ -301,10 +301,7 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
             self._buffer_updated(nbytes)
         if self._link._transport is None:
             return 0
-        if self._link._transport.is_close_frame_sent and not self._link._closing and not self._link._lost:
-            # picows has said what is wrong, and would go on reading.
-            self._link._transport.disconnect()
-            self._link.lose("the peer broke the WebSocket protocol")
+        self._judge()
         if nbytes < self._offered and not self._decrypts:
             # The socket is empty.
             self._turn_bytes = 0
@@ -315,6 +312,22 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
             self._paused = True
             self._link._transport.underlying_transport.pause_reading()
             self._link.loop.schedule_flush(self._link._member)
+        return 0
+
+    cdef int feed(self, bytes data) except -1:
+        """Takes what was read before the connection was this guard's."""
+        cdef FrameCutter cutter = self._cutter
+        if cutter is not None:
+            cutter.take(self, data, len(data))
+        else:
+            self.pass_on(data, len(data))
+        return 0 if self._link._transport is None else self._judge()
+
+    cdef int _judge(self) except -1:
+        if self._link._transport.is_close_frame_sent and not self._link._closing and not self._link._lost:
+            # picows has said what is wrong, and would go on reading.
+            self._link._transport.disconnect()
+            self._link.lose("the peer broke the WebSocket protocol")
         return 0
 
     cdef int pass_on(self, const char* data, Py_ssize_t size) except -1:
@@ -729,6 +742,7 @@ def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
     """
     cdef bint native = link._carrier is None
     cdef FrameCutter cutter
+    cdef ReadGuard guard
 
     def answer(request):
         response = WSUpgradeResponse.create_101_response([("Sec-WebSocket-Protocol", SUBPROTOCOL)] if native else [])
@@ -742,8 +756,8 @@ def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
     transport.set_protocol(guard)
     guard.connection_made(transport)
     # Not the path that was asked for: picows has a limit of its own, below the proxy's.
-    _feed(guard, b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-                 b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key + b"\r\n\r\n")
+    guard.feed(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+               b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key + b"\r\n\r\n")
     if link._transport is None:
         transport.abort()
         link.lose("the handshake failed")
@@ -753,20 +767,9 @@ def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
         cutter = FrameCutter()
         cutter.max_frame_size = link._carrier.max_frame_size
         guard._cutter = cutter
-    _feed(guard, rest)
+    guard.feed(rest)
     guard._spread = native
     return guard
-
-
-def _feed(ReadGuard guard, bytes data):
-    at = 0
-    while at < len(data):
-        view = guard.get_buffer(-1)
-        size = min(len(view), len(data) - at)
-        view[:size] = data[at:at + size]
-        view.release()
-        guard.buffer_updated(size)
-        at += size
 
 
 async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t max_frame_size=0, sock=None):
