@@ -66,7 +66,12 @@ cdef double BUCKET_REFILL = 200.0   # per second
 KNOWN_CODES = frozenset(int(code) for code in ErrorCode if code < ErrorCode.SESSION_LOST)
 
 
-cdef SessionOwner _NOBODY = SessionOwner()
+cdef class FormerOwner(SessionOwner):
+    """In the place of an owner that is gone, for the log records of what goes on without its session."""
+
+    @property
+    def log_fields(self) -> dict:
+        return self.fields
 
 
 cdef class Session(SendingSession):
@@ -549,7 +554,9 @@ cdef class Session(SendingSession):
 
     cdef int let_go(self) except -1:
         """Its owner is gone, behind `lost`."""
-        self.owner = _NOBODY
+        cdef FormerOwner former = FormerOwner.__new__(FormerOwner)
+        former.fields = self.owner.log_fields
+        self.owner = former
         return 0
 
     def notify(self, str content_type, bytes data):

@@ -74,6 +74,11 @@ cdef class StreamHandler:
 cdef class SessionOwner:
     """Carries a session's bytes and owns its policy; a transport derives from it."""
 
+    @property
+    def log_fields(self) -> dict:
+        """What log records about the session carry."""
+        return {}
+
     cdef double now(self) noexcept:
         """Monotonic seconds."""
         return 0.0

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import cycle
@@ -410,6 +410,18 @@ class Upstream:
             self.errors.append(error)
         finally:
             self.open -= 1
+
+
+@contextlib.contextmanager
+def full_listener() -> Iterator[str]:
+    """The URL of an upstream whose backlog is full: what comes now is not answered."""
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for each in (first, second):
+            each.setblocking(False)
+            each.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def always(answer: bytes) -> Callable[[Wire, int], Awaitable[None]]:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 import pytest
 
-from tests.rig import LIMIT, OK, Ended, Message, Upstream, Wire, always, chunked, request, tunnel, until
+from tests.rig import (
+    LIMIT,
+    OK,
+    Ended,
+    Message,
+    Upstream,
+    Wire,
+    always,
+    chunked,
+    full_listener,
+    request,
+    tunnel,
+    until,
+)
 
 
 class Recorder:
@@ -58,15 +70,8 @@ async def test_an_upstream_that_is_not_there_yet_is_found_once_it_is(tmp_path) -
 
 
 async def test_an_upstream_that_takes_no_connection_fails_after_the_connects_limit() -> None:
-    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        address = listener.getsockname()
-        # Its backlog is full: what comes now is not answered.
-        for each in (first, second):
-            each.setblocking(False)
-            each.connect_ex(address)
-        async with tunnel(upstream=f"http://127.0.0.1:{address[1]}", connect_timeout=0.2) as pair:
+    with full_listener() as url:
+        async with tunnel(upstream=url, connect_timeout=0.2) as pair:
             got = await pair.get()
             assert got.status == 504 and b"the upstream cannot be reached" in got.body
             assert b"error=connection_timeout; leg=service;" in got.get("proxy-status")
