@@ -14,8 +14,9 @@ from libc.stdint cimport int64_t, uint32_t
 
 from backstream._buffer cimport Buffer
 from backstream._codec cimport (
-    BODY_CHUNKED, BODY_NONE, BODY_SIZED, FLAG_ACK, FLAG_END_STREAM, FLAG_INTERIM, FRAME_DATA, FRAME_GOAWAY, FRAME_HELLO,
-    FRAME_NOTIFY, FRAME_PING, FRAME_REQUEST, FRAME_RESPONSE, FRAME_TRAILERS, FRAME_WINDOW, MAX_HEAD_SIZE, FieldArray,
+    BODY_CHUNKED, BODY_NONE, BODY_SIZED, FLAG_ACK, FLAG_END_STREAM, FLAG_INTERIM, FRAME_DATA, FRAME_GOAWAY,
+    FRAME_HEADER_SIZE, FRAME_HELLO, FRAME_NOTIFY, FRAME_PING, FRAME_REQUEST, FRAME_RESPONSE, FRAME_TRAILERS,
+    FRAME_WINDOW, MAX_HEAD_SIZE, FieldArray,
     Frame, GoAway, Notify, RequestHead, Reset, ResponseHead, Trailers, decode_goaway, decode_hello, decode_notify,
     decode_request, decode_reset, decode_response, decode_trailers, encode_goaway, encode_hello, encode_notify,
     read_frame, read_u32,
@@ -560,12 +561,23 @@ cdef class Session(SendingSession):
         return 0
 
     def notify(self, str content_type, bytes data):
-        """Sends a one-way event. Raises StreamError (TOO_LARGE) when it exceeds the peer's largest frame."""
+        """Sends a one-way event.
+
+        Raises StreamError: TOO_LARGE where it exceeds the peer's largest frame, REFUSED where the session is over or
+        half of what may wait for the peer waits already. The rest is left to what the peer asks for, since beyond the
+        whole of it the session ends.
+        """
         cdef Buffer out = Buffer()
         cdef bytes kind = content_type.encode()
+        cdef int64_t waiting = self._control.size
         encode_notify(out, slice_of(kind), slice_of(data))
         if out.size > (self._peer_frame_size or DEFAULT_FRAME_SIZE):
             raise StreamError(TOO_LARGE, f"an event of more than {self._peer_frame_size} bytes")
+        if self.congested:      # otherwise it leaves in this turn
+            waiting += FRAME_HEADER_SIZE + out.size
+        if (self.closed or waiting > self._max_waiting_bytes // 2
+                or self.congested and self._control_frames >= self._max_waiting_frames // 2):
+            raise StreamError(REFUSED, "the session takes no more events")
         self._put_control(FRAME_NOTIFY, 0, 0, out.data, out.size)
 
     def charge_idle_frame(self):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import backstream
-from backstream.errors import StreamError
+from backstream.errors import ErrorCode, StreamError
 from tests import rig
 from tests.rig import ID, Tunnel, answer, tunnel, until
 from tests.seed_peer import OriginalProxy, Request, original_agent
@@ -70,6 +70,27 @@ async def test_the_library_sends_and_receives_events_on_both_wires() -> None:
                     assert agent.requests == 0
                     link.notify_request(head)
                     await until(lambda: agent.requests, "the service ran")
+
+
+@pytest.mark.parametrize("wire", ["seed", "native"])
+async def test_more_events_than_are_taken_at_once_are_refused_and_end_no_session(wire: str) -> None:
+    arrived: list[bytes] = []
+    speaking = session(wire=wire)
+    async with tunnel(rig.ok_app, proxy={"session": speaking}, session=speaking) as pair:
+        pair.proxy.agents.on_notify = lambda link, event: arrived.append(event.data)
+        agent = pair.agents[0]
+        (before,) = agent.sessions
+        sent = 0
+        with pytest.raises(StreamError) as raised:
+            while True:
+                agent.notify(bytes(50_000))
+                sent += 1
+        assert raised.value.code == ErrorCode.REFUSED and sent > 1
+        await until(lambda: len(arrived) == sent, "every one that was not refused")
+        assert agent.sessions == (before,)
+        agent.notify(b"fine again")
+        await until(lambda: arrived[-1] == b"fine again", "another")
+        assert (await pair.get()).status == 200
 
 
 async def test_an_event_is_refused_where_1024_messages_wait() -> None:
