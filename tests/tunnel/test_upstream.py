@@ -77,6 +77,48 @@ async def test_an_upstream_that_takes_no_connection_fails_after_the_connects_lim
             assert b"error=connection_timeout; leg=service;" in got.get("proxy-status")
 
 
+async def test_a_connection_whose_time_is_up_as_it_comes_about_takes_up_one_place_and_gives_it_back() -> None:
+    most = 0
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+    late = 2
+
+    async def connect_late(make, *arguments, **options):
+        """As the loop's, but for the first two, which are cancelled between `connection_made` and their return."""
+        nonlocal late
+        transport, protocol = await connect(make, *arguments, **options)
+        if late:
+            late -= 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                transport.close()  # as both loops do
+        return transport, protocol
+
+    async def serve(wire, number):
+        nonlocal most
+        while True:
+            await wire.request()
+            most = max(most, upstream.open)
+            await wire.send(OK)
+
+    async with (
+        Upstream(serve) as upstream,
+        tunnel(upstream=upstream.url, connect_timeout=0.1, upstream_connections=1) as pair,
+    ):
+        loop.create_connection = connect_late
+        try:
+            for _ in range(2):
+                assert (await pair.get()).status == 504
+                await until(lambda: upstream.open == 0)
+                assert pair.agents[0]._service.connections == 0
+            answers = await asyncio.gather(*(pair.get() for _ in range(8)))
+        finally:
+            del loop.create_connection
+        assert [got.status for got in answers] == [200] * 8
+        assert most == upstream.open == pair.agents[0]._service.connections == 1
+
+
 @pytest.mark.parametrize(
     ("url", "cause"),
     [
