@@ -253,9 +253,10 @@ class Agent:
 
         Raises ConnectionFailed while there is no session, StreamError when the session can't take it.
         """
-        if self._current is None or not self.connected:
+        ready = [link for link in self._ready if not link.session.closed]
+        if not ready or self._closing:
             raise ConnectionFailed("there is no session with the proxy")
-        self._current.session.notify(content_type, data)
+        max(ready, key=lambda link: link.since).session.notify(content_type, data)
 
     # --- connecting ---
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import backstream
-from backstream.errors import ErrorCode, StreamError
+from backstream.errors import ConnectionFailed, ErrorCode, StreamError
 from tests import rig
 from tests.rig import ID, Tunnel, answer, tunnel, until
 from tests.seed_peer import OriginalProxy, Request, original_agent
@@ -52,10 +52,10 @@ async def test_the_library_sends_and_receives_events_on_both_wires() -> None:
             url = "ws://{}:{}/ws".format(*proxy.agent_address)
             settings = backstream.AgentSettings(proxy_url=url, client_id=ID, session=session(wire=wire))
             async with backstream.Agent(settings, app=rig.ok_app, on_notify=at_agent.append) as agent:
-                await pair.connected()
                 await agent.wait_connected()
-                (link,) = proxy.agents.by_id(ID.encode())
                 agent.notify(b"up", "text/plain")
+                await pair.connected()
+                (link,) = proxy.agents.by_id(ID.encode())
                 link.notify(b"down", "text/plain")
                 await until(lambda: at_proxy and at_agent, "both events")
                 kind = "text/plain" if wire == "native" else ""
@@ -104,6 +104,24 @@ async def test_an_event_is_refused_where_1024_messages_wait() -> None:
         link.notify(b"fine again")
         with pytest.raises(StreamError):
             link.notify(bytes(10 * 2**20))
+
+
+@pytest.mark.parametrize("wire", ["seed", "native"])
+async def test_an_event_can_be_sent_as_soon_as_the_agent_is_connected(wire: str) -> None:
+    arrived: list[bytes] = []
+    async with backstream.Proxy(
+        rig.proxy_settings(), on_notify=lambda link, event: arrived.append(event.data)
+    ) as proxy:
+        agent = rig.make_agent(proxy, rig.ok_app, session=session(wire=wire))
+        with pytest.raises(ConnectionFailed):
+            agent.notify(b"too early")
+        async with agent:
+            await agent.wait_connected()
+            assert agent.connected
+            agent.notify(b"at once")
+            await until(lambda: arrived == [b"at once"], "the event")
+        with pytest.raises(ConnectionFailed):
+            agent.notify(b"too late")
 
 
 @pytest.mark.parametrize("size", [100, 20_000])
