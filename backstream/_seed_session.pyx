@@ -410,15 +410,16 @@ cdef class SeedSession(Session):
             stream.handler = self.owner.accept(stream, &head, end)
             if stream.handler is None and stream.state != CLOSED:
                 stream.reset(REFUSED, "refused")
-            if stream.state == CLOSED:
-                stream.handler = None
+            elif stream.state == CLOSED:
+                if not stream._reset_behind:
+                    stream.handler = None
             elif not end:
                 return self._begin_body(stream, reader.body)
         except StreamError as error:
-            stream.reset(error.code, str(error))
+            self.fail(stream, error.code, str(error))
         except Exception as error:
             self.owner.on_handler_error(stream, error)
-            stream.reset(INTERNAL, "internal error")
+            self.fail(stream, INTERNAL, "internal error")
         return 0
 
     cdef int _set_expiry(self, SeedStream stream, RequestHead* head) except -1:
