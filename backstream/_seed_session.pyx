@@ -186,7 +186,6 @@ cdef class SeedSession(Session):
         self._reader = SeedReader()
         self._queue = deque()
         self._complained = set()
-        self._roomy = []
         self._feeding = []
         self._doomed = []
         self._expecting = []

@@ -104,11 +104,7 @@ cdef class Session(SendingSession):
         self._next_id = 1 if is_proxy else 2
         self._bucket = BUCKET_SIZE
         self._bucket_at = owner.now()
-        self._control = Buffer()
         self._fields = FieldArray()
-        self._grants = []
-        self._transport_waiters = []
-        self._roomy = []
         cdef bytes payload = encode_hello(hello)
         self._put_control(FRAME_HELLO, 0, 0, payload, len(payload))
 

@@ -123,6 +123,12 @@ cdef class SessionOwner:
 
 cdef class SessionBase:
 
+    def __cinit__(self):
+        # Here, since not every session fills them: what looks into one that is None brings down the process.
+        self._control = Buffer()
+        self._grants = []
+        self._transport_waiters = []
+
     cdef int hold_place(self) except -1:
         """Keeps a place among the peer's streams for work that goes on after its stream was aborted."""
         self.accepted += 1

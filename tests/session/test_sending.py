@@ -9,6 +9,7 @@ import pytest
 from backstream import _callbacks
 from backstream._flow import WindowBudget
 from backstream._messages import ResponseHead
+from backstream._seed_session import SeedSession
 from backstream._stream import Stream
 from backstream.errors import ErrorCode, StreamError
 from tests.session import wire
@@ -183,6 +184,14 @@ def test_no_empty_data_frame_leaves_but_an_end() -> None:
 def test_a_session_without_anything_to_say_gives_no_message() -> None:
     end, _ = several(1)
     assert _callbacks.pull(end.session) == b""
+
+
+def test_what_is_of_the_native_wire_finds_nothing_in_a_session_on_the_seed_wire() -> None:
+    session = SeedSession(wire.Owner(), True, wire.hello(), WindowBudget(0), False, 1 << 20, 0)
+    session.notify("", b"an event")
+    assert _callbacks.has_output(session)
+    assert _callbacks.pull(session) == b""
+    assert _callbacks.has_output(session)
 
 
 def test_a_notify_beyond_the_peers_max_frame_size_is_not_sent() -> None:
