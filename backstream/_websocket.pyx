@@ -110,26 +110,34 @@ cdef class LinkMember(LoopMember):
 
 
 cdef class LinkListener(WSListener):
-    """picows' view of a link."""
+    """picows' view of a link; of one that has let go it hears no more."""
 
     cpdef on_ws_connected(self, WSTransport transport):
-        self.link.connected(transport)
+        if self.link is None:
+            transport.disconnect(False)
+        else:
+            self.link.connected(transport)
 
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
-        self.link.frame(frame)
+        if self.link is not None:
+            self.link.frame(frame)
 
     cpdef on_ws_disconnected(self, WSTransport transport):
-        self.link.lose("the connection was lost")
+        if self.link is not None:
+            self.link.lose("the connection was lost")
 
     cpdef pause_writing(self):
+        if self.link is None:
+            return
         self.link._slow = True
         self.link.session.set_congested(True)
         if self.link._carrier is not None:
             self.link._carrier.paused()
 
     cpdef resume_writing(self):
-        self.link.session.set_congested(False)
-        self.link.wake()
+        if self.link is not None:
+            self.link.session.set_congested(False)
+            self.link.wake()
 
 
 cdef class FrameCutter:
@@ -711,12 +719,20 @@ cdef class SessionLink(SessionOwner):
         return 0
 
     cdef int let_go(self) except -1:
-        """The connection is gone: parts that refer to each other are freed at once, not by some late collection."""
+        """The link is lost: parts that refer to each other are freed at once, not by some late collection."""
+        if self._member.link is None:
+            return 0
         self.session.let_go()
         self._member.link = None
         self._listener.link = None
         self._guard = None
         return 0
+
+    def discard(self, str message):
+        """Ends a link that has no connection which would, or is not to wait for its end."""
+        if not self._lost:
+            self.abort(message)
+        self.let_go()
 
     @property
     def listener(self) -> WSListener:
@@ -782,7 +798,7 @@ async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t ma
     """
     cdef ReadGuard guard
     loop = asyncio.get_running_loop()
-    protocol = WSProtocol(url.authority, url.path, True, lambda: link.listener, _picows_logger, True, None, False,
+    protocol = WSProtocol(url.authority, url.path, True, _listener_of(link), _picows_logger, True, None, False,
                           10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False,
                           max(max_frame_size, <Py_ssize_t>MAX_MESSAGE_SIZE), headers, FIRST_READ_BUFFER)
     guard = ReadGuard(protocol, link)
@@ -804,6 +820,11 @@ async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t ma
     # Nobody waits for it; without this the loop would log what the peer did wrong as if it were a defect.
     (<WSTransport>protocol.transport).disconnected_future.add_done_callback(_retrieve)
     return protocol.transport
+
+
+def _listener_of(SessionLink link):
+    """What picows asks for the listener: it keeps that, which must not keep all that `dial_websocket` knows."""
+    return lambda: link.listener
 
 
 def _retrieve(future):
