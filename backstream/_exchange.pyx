@@ -30,12 +30,10 @@ cdef double PLACE_SECONDS = 0.02
 cdef double BUDGET_STEP = 0.005
 
 cdef enum:
-    NO_ERROR = 0
     PROTOCOL_ERROR = 1
     REFUSED = 7
     CANCEL = 8
     TIMEOUT = 32
-    TOO_LARGE = 37
     DRAINING = 38
     SESSION_LOST = 256
 

@@ -38,7 +38,6 @@ from backstream.errors import StreamError
 logger = logging.getLogger("backstream.agent")
 
 cdef enum:
-    NO_ERROR = 0
     REFUSED = 7
     CANCEL = 8
     TIMEOUT = 32
@@ -447,7 +446,6 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
     def connection_lost(self, exc):
         self.closed = True
         self.loop.clear_deadline(self)
-        self.loop.forget_unread(self.writer.fd)
         if self.request is not None:
             if not self._send_again():
                 self._broken(UPSTREAM_RESET, "the upstream reset the connection")
