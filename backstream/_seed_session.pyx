@@ -93,6 +93,8 @@ cdef class SeedStream(Stream):
             return 0
         if self.local_ended():
             raise StreamError(INTERNAL, "body bytes after the end")
+        if not self.opened_here and not self.head_done:
+            raise StreamError(INTERNAL, "body bytes before the head")
         if self.sent_promise >= 0:
             if size > self.sent_promise:
                 raise StreamError(INTERNAL, "more body than was promised")
@@ -102,6 +104,8 @@ cdef class SeedStream(Stream):
     cdef int end(self) except -1:
         if self.local_ended() or self._doom:
             return 0
+        if not self.opened_here and not self.head_done:
+            raise StreamError(INTERNAL, "an end before the head")
         if self.sent_promise > 0:
             raise StreamError(INTERNAL, "less body than was promised")
         return (<SeedSession>self.session)._send(self, SEED_REQUEST if self.opened_here else SEED_RESPONSE)

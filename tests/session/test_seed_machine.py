@@ -483,6 +483,22 @@ def test_busy_sessions_drain_after_any_interleaving_and_take_every_way() -> None
     assert sum(side.defects for machine in machines for side in machine.sides) > 20
 
 
+@pytest.mark.parametrize("wrong", [_callbacks.end, lambda stream: _callbacks.write(stream, b"x")])
+def test_a_body_before_its_head_is_the_services_fault(wrong: Callable[[Stream], None]) -> None:
+    machine = TwoSeedSessions()
+    machine.begin((False, False), 6, (1 << 26, 1 << 26))
+    machine.open("later", None, True)
+    machine.a_whole_turn()
+    (service,) = machine.agent.services
+    assert service.stream is not None
+    with pytest.raises(StreamError) as raised:
+        wrong(service.stream)
+    assert raised.value.code == ErrorCode.INTERNAL and service.live
+    service.respond(5)
+    machine.settle()
+    assert machine.proxy.clients[0].status == 200
+
+
 # --- what ends all of them at once ---
 
 
