@@ -838,7 +838,6 @@ class Lifespan:
         self._state = state
         self._events = asyncio.Queue()
         self._started = asyncio.Event()
-        self._stopped = asyncio.Event()
         self._failure = None
         self._supported = False
         self._task = None
@@ -877,15 +876,15 @@ class Lifespan:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            if (self._supported or self._required) and not self._started.is_set():
-                self._failure = self._failure or str(error) or type(error).__name__
-            elif self._started.is_set():
-                logger.exception("the application's shutdown failed")
+            if self._started.is_set():
+                if self._failure is None:       # otherwise `startup` has told already what this says again
+                    logger.exception("the application's shutdown failed")
+            elif self._supported or self._required:
+                self._failure = str(error) or type(error).__name__
             else:
                 logger.debug("the application does not support lifespan", exc_info=True)
         finally:
             self._started.set()
-            self._stopped.set()
 
     async def _send(self, message):
         kind = message["type"]

@@ -47,7 +47,6 @@ cdef object utf8_decoder = codecs.getincrementaldecoder("utf-8")
 cdef bytes GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"   # RFC 6455 §1.3
 
 cdef enum:
-    TOO_LARGE = 37
     CANCEL = 8
     CONTINUATION = 0
     TEXT = 1

@@ -32,12 +32,10 @@ cdef double BUDGET_STEP = 0.005
 cdef enum:
     LEAST_REPLAY = 65536        # bytes of a body: one read, of which a small window takes only a part at first
 
-    NO_ERROR = 0
     PROTOCOL_ERROR = 1
     REFUSED = 7
     CANCEL = 8
     TIMEOUT = 32
-    TOO_LARGE = 37
     DRAINING = 38
     SESSION_LOST = 256
 

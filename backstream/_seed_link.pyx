@@ -39,6 +39,8 @@ cdef class SeedCarrier(Carrier):
         cdef Py_ssize_t size
         cdef int opcode = 0
         cdef bint last = False
+        if link._transport.is_close_frame_sent:
+            return 0        # nothing follows it (RFC 6455 §5.5.1), and the session's end drops what waits
         while at - start < BATCH and not session.congested:
             size = session.next_piece(PIECE, &opcode, &last)
             if size == 0:

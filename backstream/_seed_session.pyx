@@ -95,6 +95,8 @@ cdef class SeedStream(Stream):
             return 0
         if self.local_ended():
             raise StreamError(INTERNAL, "body bytes after the end")
+        if not self.opened_here and not self.head_done:
+            raise StreamError(INTERNAL, "body bytes before the head")
         if self.sent_promise >= 0:
             if size > self.sent_promise:
                 raise StreamError(INTERNAL, "more body than was promised")
@@ -104,6 +106,8 @@ cdef class SeedStream(Stream):
     cdef int end(self) except -1:
         if self.local_ended() or self._doom:
             return 0
+        if not self.opened_here and not self.head_done:
+            raise StreamError(INTERNAL, "an end before the head")
         if self.sent_promise > 0:
             raise StreamError(INTERNAL, "less body than was promised")
         return (<SeedSession>self.session)._send(self, SEED_REQUEST if self.opened_here else SEED_RESPONSE)
@@ -188,7 +192,6 @@ cdef class SeedSession(Session):
         self._reader = SeedReader()
         self._queue = deque()
         self._complained = set()
-        self._roomy = []
         self._feeding = []
         self._doomed = []
         self._expecting = []
@@ -418,15 +421,16 @@ cdef class SeedSession(Session):
             stream.handler = self.owner.accept(stream, &head, end)
             if stream.handler is None and stream.state != CLOSED:
                 stream.reset(REFUSED, "refused")
-            if stream.state == CLOSED:
-                stream.handler = None
+            elif stream.state == CLOSED:
+                if not stream._reset_behind:
+                    stream.handler = None
             elif not end:
                 return self._begin_body(stream, reader.body)
         except StreamError as error:
-            stream.reset(error.code, str(error))
+            self.fail(stream, error.code, str(error))
         except Exception as error:
             self.owner.on_handler_error(stream, error)
-            stream.reset(INTERNAL, "internal error")
+            self.fail(stream, INTERNAL, "internal error")
         return 0
 
     cdef int _set_expiry(self, SeedStream stream, RequestHead* head) except -1:

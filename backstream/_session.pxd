@@ -2,8 +2,12 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from backstream._codec cimport FieldArray, Frame, Trailers
 from backstream._sending cimport SendingSession
-from backstream._stream cimport Stream, StreamHandler
+from backstream._stream cimport SessionOwner, Stream, StreamHandler
 from backstream._stream_table cimport StreamTable
+
+
+cdef class FormerOwner(SessionOwner):
+    cdef dict fields
 
 
 cdef class Session(SendingSession):

@@ -14,8 +14,9 @@ from libc.stdint cimport int64_t, uint32_t
 
 from backstream._buffer cimport Buffer
 from backstream._codec cimport (
-    BODY_CHUNKED, BODY_NONE, BODY_SIZED, FLAG_ACK, FLAG_END_STREAM, FLAG_INTERIM, FRAME_DATA, FRAME_GOAWAY, FRAME_HELLO,
-    FRAME_NOTIFY, FRAME_PING, FRAME_REQUEST, FRAME_RESPONSE, FRAME_TRAILERS, FRAME_WINDOW, MAX_HEAD_SIZE, FieldArray,
+    BODY_CHUNKED, BODY_NONE, BODY_SIZED, FLAG_ACK, FLAG_END_STREAM, FLAG_INTERIM, FRAME_DATA, FRAME_GOAWAY,
+    FRAME_HEADER_SIZE, FRAME_HELLO, FRAME_NOTIFY, FRAME_PING, FRAME_REQUEST, FRAME_RESPONSE, FRAME_TRAILERS,
+    FRAME_WINDOW, MAX_HEAD_SIZE, FieldArray,
     Frame, GoAway, Notify, RequestHead, Reset, ResponseHead, Trailers, decode_goaway, decode_hello, decode_notify,
     decode_request, decode_reset, decode_response, decode_trailers, encode_goaway, encode_hello, encode_notify,
     read_frame, read_u32,
@@ -66,7 +67,12 @@ cdef double BUCKET_REFILL = 200.0   # per second
 KNOWN_CODES = frozenset(int(code) for code in ErrorCode if code < ErrorCode.SESSION_LOST)
 
 
-cdef SessionOwner _NOBODY = SessionOwner()
+cdef class FormerOwner(SessionOwner):
+    """In the place of an owner that is gone, for the log records of what goes on without its session."""
+
+    @property
+    def log_fields(self) -> dict:
+        return self.fields
 
 
 cdef class Session(SendingSession):
@@ -98,11 +104,7 @@ cdef class Session(SendingSession):
         self._next_id = 1 if is_proxy else 2
         self._bucket = BUCKET_SIZE
         self._bucket_at = owner.now()
-        self._control = Buffer()
         self._fields = FieldArray()
-        self._grants = []
-        self._transport_waiters = []
-        self._roomy = []
         cdef bytes payload = encode_hello(hello)
         self._put_control(FRAME_HELLO, 0, 0, payload, len(payload))
 
@@ -565,16 +567,29 @@ cdef class Session(SendingSession):
 
     cdef int let_go(self) except -1:
         """Its owner is gone, behind `lost`."""
-        self.owner = _NOBODY
+        cdef FormerOwner former = FormerOwner.__new__(FormerOwner)
+        former.fields = self.owner.log_fields
+        self.owner = former
         return 0
 
     def notify(self, str content_type, bytes data):
-        """Sends a one-way event. Raises StreamError (TOO_LARGE) when it exceeds the peer's largest frame."""
+        """Sends a one-way event.
+
+        Raises StreamError: TOO_LARGE where it exceeds the peer's largest frame, REFUSED where the session is over or
+        half of what may wait for the peer waits already. The rest is left to what the peer asks for, since beyond the
+        whole of it the session ends.
+        """
         cdef Buffer out = Buffer()
         cdef bytes kind = content_type.encode()
+        cdef int64_t waiting = self._control.size
         encode_notify(out, slice_of(kind), slice_of(data))
         if out.size > (self._peer_frame_size or DEFAULT_FRAME_SIZE):
             raise StreamError(TOO_LARGE, f"an event of more than {self._peer_frame_size} bytes")
+        if self.congested:      # otherwise it leaves in this turn
+            waiting += FRAME_HEADER_SIZE + out.size
+        if (self.closed or waiting > self._max_waiting_bytes // 2
+                or self.congested and self._control_frames >= self._max_waiting_frames // 2):
+            raise StreamError(REFUSED, "the session takes no more events")
         self._put_control(FRAME_NOTIFY, 0, 0, out.data, out.size)
 
     def charge_idle_frame(self):

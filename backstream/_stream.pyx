@@ -74,6 +74,11 @@ cdef class StreamHandler:
 cdef class SessionOwner:
     """Carries a session's bytes and owns its policy; a transport derives from it."""
 
+    @property
+    def log_fields(self) -> dict:
+        """What log records about the session carry."""
+        return {}
+
     cdef double now(self) noexcept:
         """Monotonic seconds."""
         return 0.0
@@ -121,6 +126,12 @@ cdef class SessionOwner:
 
 
 cdef class SessionBase:
+
+    def __cinit__(self):
+        # Here, since not every session fills them: what looks into one that is None brings down the process.
+        self._control = Buffer()
+        self._grants = []
+        self._transport_waiters = []
 
     cdef int hold_place(self) except -1:
         """Keeps a place among the peer's streams for work that goes on after its stream was aborted."""

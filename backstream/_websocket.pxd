@@ -127,6 +127,8 @@ cdef class ReadGuard(_ProtocolBase):
     cdef int pass_on(self, const char* data, Py_ssize_t size) except -1
     cdef int next_turn(self) except -1
     cdef int take_first(self) except -1
+    cdef int feed(self, bytes data) except -1
+    cdef int _judge(self) except -1
     cdef int _take(self, Py_ssize_t nbytes) except -1
 
 

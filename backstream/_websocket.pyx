@@ -117,16 +117,21 @@ cdef class LinkMember(LoopMember):
 
 
 cdef class LinkListener(WSListener):
-    """picows' view of a link."""
+    """picows' view of a link; of one that has let go it hears no more."""
 
     cpdef on_ws_connected(self, WSTransport transport):
-        self.link.connected(transport)
+        if self.link is None:
+            transport.disconnect(False)
+        else:
+            self.link.connected(transport)
 
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
-        self.link.frame(frame)
+        if self.link is not None:
+            self.link.frame(frame)
 
     cpdef on_ws_disconnected(self, WSTransport transport):
-        self.link.lose("the connection was lost")
+        if self.link is not None:
+            self.link.lose("the connection was lost")
 
     def control(self, frame):
         """picows' way to the socket."""
@@ -134,14 +139,17 @@ cdef class LinkListener(WSListener):
             self.link.control(bytes(frame))
 
     cpdef pause_writing(self):
+        if self.link is None:
+            return
         self.link._slow = True
         self.link.session.set_congested(True)
         if self.link._carrier is not None:
             self.link._carrier.paused()
 
     cpdef resume_writing(self):
-        self.link.session.set_congested(False)
-        self.link.wake()
+        if self.link is not None:
+            self.link.session.set_congested(False)
+            self.link.wake()
 
 
 cdef class FrameCutter:
@@ -313,10 +321,7 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
             self._buffer_updated(nbytes)
         if self._link._transport is None:
             return 0
-        if self._link._broken and not self._link._lost:
-            # What is wrong was said, and picows would go on reading.
-            self._link._transport.disconnect()
-            self._link.lose("the peer broke the WebSocket protocol")
+        self._judge()
         if nbytes < self._offered and not self._decrypts:
             # The socket is empty.
             self._turn_bytes = 0
@@ -327,6 +332,22 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
             self._paused = True
             self._link._transport.underlying_transport.pause_reading()
             self._link.loop.schedule_flush(self._link._member)
+        return 0
+
+    cdef int feed(self, bytes data) except -1:
+        """Takes what was read before the connection was this guard's."""
+        cdef FrameCutter cutter = self._cutter
+        if cutter is not None:
+            cutter.take(self, data, len(data))
+        else:
+            self.pass_on(data, len(data))
+        return 0 if self._link._transport is None else self._judge()
+
+    cdef int _judge(self) except -1:
+        if self._link._broken and not self._link._lost:
+            # What is wrong was said, and picows would go on reading.
+            self._link._transport.disconnect()
+            self._link.lose("the peer broke the WebSocket protocol")
         return 0
 
     cdef int pass_on(self, const char* data, Py_ssize_t size) except -1:
@@ -768,12 +789,20 @@ cdef class SessionLink(SessionOwner):
         return 0
 
     cdef int let_go(self) except -1:
-        """The connection is gone: parts that refer to each other are freed at once, not by some late collection."""
+        """The link is lost: parts that refer to each other are freed at once, not by some late collection."""
+        if self._member.link is None:
+            return 0
         self.session.let_go()
         self._member.link = None
         self._listener.link = None
         self._guard = None
         return 0
+
+    def discard(self, str message):
+        """Ends a link that has no connection which would, or is not to wait for its end."""
+        if not self._lost:
+            self.abort(message)
+        self.let_go()
 
     @property
     def listener(self) -> WSListener:
@@ -799,6 +828,7 @@ def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
     """
     cdef bint native = link._carrier is None
     cdef FrameCutter cutter
+    cdef ReadGuard guard
 
     def answer(request):
         response = WSUpgradeResponse.create_101_response([("Sec-WebSocket-Protocol", SUBPROTOCOL)] if native else [])
@@ -812,8 +842,8 @@ def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
     transport.set_protocol(guard)
     guard.connection_made(transport)
     # Not the path that was asked for: picows has a limit of its own, below the proxy's.
-    _feed(guard, b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-                 b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key + b"\r\n\r\n")
+    guard.feed(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+               b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key + b"\r\n\r\n")
     if link._transport is None:
         transport.abort()
         link.lose("the handshake failed")
@@ -823,20 +853,9 @@ def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
         cutter = FrameCutter()
         cutter.max_frame_size = link._carrier.max_frame_size
         guard._cutter = cutter
-    _feed(guard, rest)
+    guard.feed(rest)
     guard._spread = native
     return guard
-
-
-def _feed(ReadGuard guard, bytes data):
-    at = 0
-    while at < len(data):
-        view = guard.get_buffer(-1)
-        size = min(len(view), len(data) - at)
-        view[:size] = data[at:at + size]
-        view.release()
-        guard.buffer_updated(size)
-        at += size
 
 
 async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t max_frame_size=0, sock=None):
@@ -849,7 +868,7 @@ async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t ma
     """
     cdef ReadGuard guard
     loop = asyncio.get_running_loop()
-    protocol = WSProtocol(url.authority, url.path, True, lambda: link.listener, _picows_logger, True, None, False,
+    protocol = WSProtocol(url.authority, url.path, True, _listener_of(link), _picows_logger, True, None, False,
                           10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False,
                           max(max_frame_size, <Py_ssize_t>MAX_MESSAGE_SIZE), headers, FIRST_READ_BUFFER)
     guard = ReadGuard(protocol, link)
@@ -871,6 +890,11 @@ async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t ma
     # Nobody waits for it; without this the loop would log what the peer did wrong as if it were a defect.
     (<WSTransport>protocol.transport).disconnected_future.add_done_callback(_retrieve)
     return protocol.transport
+
+
+def _listener_of(SessionLink link):
+    """What picows asks for the listener: it keeps that, which must not keep all that `dial_websocket` knows."""
+    return lambda: link.listener
 
 
 def _retrieve(future):

@@ -142,7 +142,7 @@ class ProxyApp(Proxy):
         try:
             await link.wait_ended()
         finally:
-            link.abort("the ASGI server ended it")
+            link.discard("the ASGI server ended it")
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)

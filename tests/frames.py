@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from dataclasses import dataclass
 
 from tests.rig import ID, Message, Wire, request
@@ -104,6 +106,15 @@ async def answer_close(wire: Wire) -> int | None:
 def handshake(target: str = "/", *lines: str, client_id: str | None = ID, method: str = "GET") -> bytes:
     offer = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}")
     return request(target, method=method, client_id=client_id, lines=(*offer, *lines))
+
+
+def accepted(handshake: Message) -> bytes:
+    """A server's answer to a handshake, without a subprotocol (RFC 6455 §4.2.2)."""
+    key = handshake.get("sec-websocket-key")
+    assert key is not None
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    lines = (b"HTTP/1.1 101 Switching Protocols", b"Upgrade: websocket", b"Connection: Upgrade")
+    return b"\r\n".join((*lines, b"Sec-WebSocket-Accept: " + accept, b"", b""))
 
 
 async def switched(wire: Wire, target: str = "/", *lines: str, client_id: str | None = ID) -> Message:

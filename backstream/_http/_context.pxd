@@ -51,7 +51,6 @@ cdef class ServerContext:
         dict _shaking                   # those that are counted for an address: TlsTransport -> Client
         set _noted                      # kinds of failed handshakes that were logged
         object _emptied                 # an asyncio.Event
-        readonly long long requests
 
     cdef int forget(self, connection) except -1
     cdef bint _full(self) noexcept

@@ -270,7 +270,6 @@ cdef class FrontEnd(Responder):
         exchange.agent_wait = context.agent_wait
         exchange.max_retries = context.max_retries
         exchange.request_ended = not self.request_open
-        context.requests += 1
         if self.request_open:
             self.read_since = monotonic()
             self.read_bytes = 0

@@ -36,6 +36,8 @@ cdef class UpstreamService(Service):
     cdef int assign(self, UpstreamRequest request, bint fresh) except -1
     cdef int give_back(self, UpstreamConnection connection) except -1
     cdef int gone(self, UpstreamConnection connection) except -1
+    cdef int _give_up(self, UpstreamConnection connection) except -1
+    cdef int _uncount(self, UpstreamConnection connection) except -1
     cdef int leave_pool(self, UpstreamConnection connection) except -1
     cdef int _serve_waiting(self) except -1
 
@@ -83,6 +85,7 @@ cdef class UpstreamConnection(_ProtocolBase):
         bint answered                   # bytes of the answer to the current request came
         bint spoilt                     # bytes came behind what was read last
         bint raw                        # upgraded
+        bint counted                    # it takes up a place of the pool's
         bint reading
         bint closed
         bint unwritable                 # the upstream's side is gone, what it sent before may still be read

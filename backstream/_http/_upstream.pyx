@@ -38,7 +38,6 @@ from backstream.errors import StreamError
 logger = logging.getLogger("backstream.agent")
 
 cdef enum:
-    NO_ERROR = 0
     REFUSED = 7
     CANCEL = 8
     TIMEOUT = 32
@@ -188,6 +187,7 @@ cdef class UpstreamService(Service):
     async def _connect(self, UpstreamRequest request):
         host, port, path, tls = self.target
         cdef UpstreamConnection connection = UpstreamConnection(self)
+        connection.counted = True
         try:
             async with asyncio.timeout(self.connect_timeout):
                 if tls:
@@ -197,7 +197,7 @@ cdef class UpstreamService(Service):
                 else:
                     await self.asyncio_loop.create_connection(lambda: connection, host, port)
         except (OSError, TimeoutError) as error:
-            self.connections -= 1
+            self._give_up(connection)
             why = describe(error)
             if isinstance(error, TimeoutError):
                 why = f"no connection within {self.connect_timeout:g} s"
@@ -207,7 +207,7 @@ cdef class UpstreamService(Service):
             self._serve_waiting()
             return
         except BaseException:
-            self.connections -= 1
+            self._give_up(connection)
             request.failed(CANCEL, "the agent is stopping")
             raise
         if connection.closed:
@@ -216,6 +216,18 @@ cdef class UpstreamService(Service):
             self.give_back(connection)
         else:
             connection.begin(request)
+
+    cdef int _give_up(self, UpstreamConnection connection) except -1:
+        """Nothing came of it, or it was there and the time was up before the loop said so."""
+        connection.close()
+        return self._uncount(connection)
+
+    cdef int _uncount(self, UpstreamConnection connection) except -1:
+        """The connection takes up no place of the pool's any more; once is enough, more does nothing."""
+        if connection.counted:
+            connection.counted = False
+            self.connections -= 1
+        return 0
 
     @property
     def where(self) -> str:
@@ -240,15 +252,14 @@ cdef class UpstreamService(Service):
         """A connection is closed."""
         if connection in self.all_connections:
             self.all_connections.discard(connection)
-            if not connection.raw:
-                self.connections -= 1
+            self._uncount(connection)
             self.idle.pop(connection, None)
             self._serve_waiting()
         return 0
 
     cdef int leave_pool(self, UpstreamConnection connection) except -1:
         """A connection is upgraded: it lives as long as its stream, and only max_streams bounds how many there are."""
-        self.connections -= 1
+        self._uncount(connection)
         return self._serve_waiting()
 
     cdef int _serve_waiting(self) except -1:
@@ -435,7 +446,6 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
     def connection_lost(self, exc):
         self.closed = True
         self.loop.clear_deadline(self)
-        self.loop.forget_unread(self.writer.fd)
         if self.request is not None:
             if not self._send_again():
                 self._broken(UPSTREAM_RESET, "the upstream reset the connection")

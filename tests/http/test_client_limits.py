@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.rig import Ended, Tunnel, Wire, answer, begin, http_only, more, ok_app, read_body, request, tunnel, until
+from tests.rig import Tunnel, Wire, answer, begin, http_only, more, ok_app, read_body, request, tunnel, until
 
 
 async def test_beyond_the_connections_of_one_address_503_and_those_within_go_on() -> None:
@@ -174,17 +174,7 @@ async def test_a_connection_may_be_idle_before_its_first_byte_without_counting_a
     async with tunnel(ok_app, proxy={"min_head_rate": 10_000}) as pair, await pair.open() as wire:
         await asyncio.sleep(5.2)
         await wire.send(request()[:20])
-        await asyncio.sleep(0.05)
+        # It is read by then: this request's answer comes after it.
+        assert (await pair.get()).status == 200
         await wire.send(request()[20:])
         assert (await wire.answer()).status == 200
-
-
-async def test_a_half_sent_head_is_408_at_the_head_timeout() -> None:
-    async with tunnel(ok_app, proxy={"header_timeout": 0.3}) as pair, await pair.open() as wire:
-        await wire.send(b"GET / HTTP/1.1\r\nHost:")
-        got = await wire.answer()
-        assert got.status == 408 and not got.keeps_alive
-        try:
-            await wire.rest()
-        except Ended:
-            pass

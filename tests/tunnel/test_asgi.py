@@ -269,6 +269,20 @@ async def test_a_start_up_that_fails_ends_the_start_in_one_error() -> None:
         assert len(pair.proxy.agents) == 0
 
 
+async def test_a_start_up_that_fails_is_no_failing_shutdown(caplog) -> None:
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no database"})
+        raise RuntimeError("no database")  # as Starlette does
+
+    async with tunnel(agents=0) as pair:
+        agent = make_agent(pair.proxy, app)
+        with pytest.raises(backstream.ConfigurationError, match="failed to start: no database"):
+            await agent.start()
+        await agent.close()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_an_application_that_never_says_that_it_started_is_served_once_it_returns() -> None:
     async def app(scope, receive, send):
         if scope["type"] == "lifespan":

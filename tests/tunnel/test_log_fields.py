@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -11,7 +12,7 @@ import pytest
 import backstream
 from backstream import logs, streams
 from backstream.errors import ErrorCode
-from tests.rig import ID, Recorder, Upstream, http_only, ok_app, tunnel, until
+from tests.rig import ID, LIMIT, Recorder, Upstream, full_listener, http_only, ok_app, request, tunnel, until
 
 
 @pytest.fixture
@@ -77,6 +78,62 @@ async def test_failures_of_an_upstream_name_the_request(records) -> None:
     for words in ("sent a malformed answer", "cannot be reached"):
         record = saying(records, words)
         assert (record["id"], record["stream"]) == (ID, 1) and record["session"] and len(record["request"]) > 10
+
+
+async def test_an_application_that_fails_behind_its_sessions_end_is_logged_with_that_session(caplog) -> None:
+    entered, told, go_on = (asyncio.Event() for _ in range(3))
+
+    @http_only
+    async def app(scope, receive, send):
+        entered.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        told.set()
+        await go_on.wait()
+        raise LookupError("on purpose")
+
+    def failures():
+        return [record for record in caplog.records if "failed after its client had gone" in record.getMessage()]
+
+    caplog.set_level(logging.DEBUG, "backstream.agent")
+    async with tunnel(app, check=False) as pair, await pair.open() as wire:
+        await wire.send(request(lines=["X-Request-ID: abc-123"]))
+        await asyncio.wait_for(entered.wait(), LIMIT)
+        (link,) = pair.agents[0].sessions
+        next(iter(pair.proxy.agents)).abort("for the test")
+        await asyncio.wait_for(told.wait(), LIMIT)
+        await until(lambda: link not in pair.agents[0].sessions)
+        go_on.set()
+        await until(failures)
+    (failed,) = failures()
+    assert (failed.id, failed.session, failed.stream, failed.request) == (ID, link.session_name, 1, "abc-123")
+    assert failed.exc_info[0] is LookupError
+
+
+async def test_an_upstream_that_cannot_be_reached_when_the_session_is_lost_is_logged_and_gives_its_place_back(
+    records,
+) -> None:
+    with full_listener() as url:
+        async with tunnel(upstream=url, connect_timeout=1.0, upstream_connections=1, check=False) as pair:
+            service = pair.agents[0]._service
+            async with await pair.open() as wire:
+                await wire.send(request())
+                await until(lambda: service.connections == 1)
+                (link,) = pair.agents[0].sessions
+                next(iter(pair.proxy.agents)).abort("for the test")
+            await until(lambda: pair.agents[0].sessions and link not in pair.agents[0].sessions)
+            await pair.connected()
+            assert service.connections == 1
+            # It waits for the pool's only place, and has it when the first is given up.
+            got = await pair.get()
+            assert got.status == 504 and b"the upstream cannot be reached" in got.body
+            assert service.connections == 0
+            (other,) = pair.agents[0].sessions
+    found = [record for record in records() if "cannot be reached" in record["message"]]
+    assert [(record["id"], record["session"]) for record in found] == [
+        (ID, link.session_name),
+        (ID, other.session_name),
+    ]
 
 
 async def test_a_request_without_an_agent_has_neither_session_nor_stream(records) -> None:

@@ -46,6 +46,7 @@ from tests.rig import (
     tunnel,
     until,
 )
+from tests.session.wire import greeting
 
 MEBIBYTE = 1024 * 1024
 GET_AGENT = [
@@ -617,6 +618,45 @@ async def exchange(proxy: ProxyApp, scope: dict[str, Any], *events: dict[str, An
     async with asyncio.timeout(LIMIT):
         await proxy(base | scope, receive, send)
     return sent
+
+
+def agent_scope() -> dict[str, Any]:
+    return {
+        "type": "websocket",
+        "asgi": {"version": "3.0"},
+        "scheme": "ws",
+        "path": "/ws",
+        "raw_path": b"/ws",
+        "query_string": b"",
+        "root_path": "",
+        "client": ("192.0.2.1", 1),
+        "headers": [(b"x-backstream-client-id", ID.encode())],
+        "subprotocols": ["backstream.v1"],
+    }
+
+
+@pytest.mark.parametrize("greets", [False, True])
+async def test_an_agent_that_does_not_take_the_first_message_is_cut_off_though_it_says_hello(greets: bool) -> None:
+    coming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    held = asyncio.Event()
+
+    async def send(event: Any) -> None:
+        if event["type"] == "websocket.send":
+            held.set()
+            await asyncio.Event().wait()
+
+    async with ProxyApp(proxy_settings(session=QUICK)) as proxy:
+        coming.put_nowait({"type": "websocket.connect"})
+        serving = asyncio.create_task(proxy(agent_scope(), coming.get, send))
+        async with asyncio.timeout(LIMIT):
+            await held.wait()
+            (link,) = proxy.agents
+            await until(lambda: link.session.congested)
+            if greets:
+                coming.put_nowait({"type": "websocket.receive", "bytes": greeting(max_streams=1)})
+                await until(lambda: proxy.agents.by_id(ID))
+            await serving
+        assert not len(proxy.agents)
 
 
 async def test_a_request_of_http_2_has_a_body_when_one_comes() -> None:
