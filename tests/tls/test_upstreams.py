@@ -153,6 +153,9 @@ async def test_bulk_travels_both_ways(certificates) -> None:
             left -= len(piece)
             writer.write(piece)
             await writer.drain()
+        # Drained is not sent: an upstream that goes away now would take the last 64 KiB with it.
+        writer.close()
+        await writer.wait_closed()
 
     async with (
         SecureUpstream(certificates.server, serve) as upstream,
