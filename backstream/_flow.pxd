@@ -42,6 +42,7 @@ cdef bint window_consume(ReceiveWindow* w, int64_t count) noexcept
 cdef bint window_grant_due(ReceiveWindow* w) noexcept
 cdef bint window_round_full(ReceiveWindow* w) noexcept
 cdef Pace window_end_round(ReceiveWindow* w, double now, double round_trip, bint may_grow, bint may_stay) noexcept
+cdef bint is_long_path(double round_trip) noexcept
 cdef int64_t window_grant(ReceiveWindow* w) noexcept
 cdef void window_double(ReceiveWindow* w) noexcept
 cdef void window_halve(ReceiveWindow* w) noexcept

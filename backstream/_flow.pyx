@@ -2,9 +2,10 @@
 
 A receiver grants again what its consumer took, a quarter of the window at a time, but no less than 8 KiB or, of a small
 window, half of it. A consumer that takes a whole window within two round trips is held up by the window and not by
-itself, so the window doubles, as long as the budget that all sessions of the process share has room. One that takes
-more than twice as long has more in flight than the path holds, so what was added is halved again; where that is because
-many streams share a short path, even what a stream began with. A stream's part of the budget goes back when it ends.
+itself, so the window doubles (twice, if it is alone on a long path), as long as the budget that all sessions of the
+process share has room. One that takes more than twice as long has more in flight than the path holds, so what was added
+is halved again; where that is because many streams share a short path, even what a stream began with. A stream's part
+of the budget goes back when it ends.
 """
 
 from libc.stdint cimport int64_t
@@ -92,7 +93,7 @@ cdef Pace window_end_round(ReceiveWindow* w, double now, double round_trip, bint
     """
     cdef double limit = 2 * round_trip
     cdef double took = now - w.round_started
-    if round_trip >= LONG_PATH_SECONDS:
+    if is_long_path(round_trip):
         limit *= LONG_PATH_FACTOR
     if limit < FAST_ROUND_SECONDS:
         limit = FAST_ROUND_SECONDS
@@ -103,6 +104,10 @@ cdef Pace window_end_round(ReceiveWindow* w, double now, double round_trip, bint
     if took <= 2 * limit or may_stay and took <= 2 * GENEROUS_ROUND_SECONDS:
         return STEADY
     return CROWDED if took <= BULK_ROUND_SECONDS else SLOW
+
+
+cdef bint is_long_path(double round_trip) noexcept:
+    return round_trip >= LONG_PATH_SECONDS
 
 
 cdef int64_t window_grant(ReceiveWindow* w) noexcept:

@@ -1,3 +1,6 @@
+from backstream._send_batch cimport SendBatch
+
+
 cdef enum:
     # Bytes read from a socket at once: as many as fit, with a few small frames, into one message of a session.
     READ_SIZE = 65280
@@ -17,6 +20,8 @@ cdef class LoopMember:
         double _filed_at        # what `_deadline_at` was when the member came into its slot
 
     cdef int flush(self) except -1
+    cdef bint join(self, SendBatch batch) noexcept
+    cdef int flushed(self, Py_ssize_t sent) except -1
     cdef int on_deadline(self) except -1
     cdef int on_turn(self) except -1
     cdef int on_peer_gone(self, bint broken) except -1
@@ -32,6 +37,7 @@ cdef class LoopState:
         object _flush_handle
         bint _flushes_scheduled
         long long _turn
+        SendBatch _batch
         # work that is spread over turns
         object _queue           # a deque of (LoopMember, key)
         object _urgent          # a deque of LoopMember
@@ -62,6 +68,8 @@ cdef class LoopState:
         bytes _date_line
 
     cdef int schedule_flush(self, LoopMember member) except -1
+    cdef list _send_together(self, list members)
+    cdef int _run_batch(self, list joined, list others) except -1
     cdef int enqueue(self, LoopMember member, object key, bint urgent) except -1
     cdef int hurry(self, object key) except -1
     cdef LoopMember _next_in_queue(self)

@@ -1,7 +1,7 @@
 """What all connections of one event loop share: the turn's end, deadlines, buffers, the date.
 
 - Whoever has bytes to send says so by `schedule_flush` and is flushed once at the end of the turn: one system call for
-  all that gathered.
+  all that gathered, and where many sockets are to send, one for many of them.
 - Work that many bring at once and nobody waits for by the microsecond is spread over turns, behind what is to be sent,
   with pauses between its pieces.
 - Deadlines lie in a wheel of coarse slots, so that setting and clearing one costs next to nothing; they come up to
@@ -21,6 +21,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close, read
 
 from backstream._codec cimport MAX_MESSAGE_SIZE
+from backstream._send_batch cimport SendBatch
 
 
 cdef extern from "poll.h" nogil:
@@ -65,6 +66,7 @@ cdef extern from *:
 
 cdef enum:
     SLOTS = 512
+    LEAST_BATCH = 4             # sends that are worth a batch
 
 cdef double TICK = 0.02             # seconds
 cdef double QUEUE_SHARE = 1 / 3.    # of the loop's time that queued work may take
@@ -90,6 +92,17 @@ cdef class LoopMember:
 
     cdef int flush(self) except -1:
         """Send what has gathered; called once at the end of the turn after `schedule_flush`."""
+        return 0
+
+    cdef bint join(self, SendBatch batch) noexcept:
+        """Add to the batch what `flush` would send, if that is all it would call the system for.
+
+        Where it returns True, `flushed` is called in place of `flush`.
+        """
+        return False
+
+    cdef int flushed(self, Py_ssize_t sent) except -1:
+        """Of what was added to the batch, so many bytes were sent; below 0 an errno."""
         return 0
 
     cdef int on_deadline(self) except -1:
@@ -176,6 +189,7 @@ cdef class LoopState:
     def __init__(self, asyncio_loop):
         self.asyncio_loop = asyncio_loop
         self._dirty = []
+        self._batch = SendBatch()
         self._run_flushes_bound = self._run_flushes
         self._queue = deque()
         self._urgent = deque()
@@ -212,6 +226,8 @@ cdef class LoopState:
         while self._dirty:
             dirty = self._dirty
             self._dirty = []
+            if len(dirty) >= LEAST_BATCH:
+                dirty = self._send_together(dirty)
             for member in dirty:
                 if member._flushed_in == self._turn:
                     again.append(member)
@@ -227,6 +243,40 @@ cdef class LoopState:
         if again:
             self._flushes_scheduled = True
             self._flush_handle = self.asyncio_loop.call_soon(self._run_flushes_bound)
+
+    cdef list _send_together(self, list members):
+        """Sends what those have to say that can share a system call; returns the others."""
+        cdef LoopMember member
+        cdef list joined = [], others = []
+        for member in members:
+            if member._flushed_in == self._turn or not member.join(self._batch):
+                others.append(member)
+                continue
+            joined.append(member)
+            if self._batch.is_full():
+                self._run_batch(joined, others)
+                joined = []
+        self._run_batch(joined, others)
+        return others
+
+    cdef int _run_batch(self, list joined, list others) except -1:
+        cdef LoopMember member
+        cdef int i = 0
+        if len(joined) < LEAST_BATCH or not self._batch.run():
+            self._batch.clear()
+            others.extend(joined)
+            return 0
+        for member in joined:
+            member._flushed_in = self._turn
+            member._flush_scheduled = False
+        # At once: whoever is asked to flush in between would send it again.
+        for member in joined:
+            try:
+                member.flushed(self._batch.results[i])
+            except Exception:
+                logger.exception("flushing %r failed", member)
+            i += 1
+        return 0
 
     # --- work that is spread over turns ---
 

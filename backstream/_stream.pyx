@@ -17,8 +17,8 @@ from backstream._codec cimport (
     encode_response, encode_trailers,
 )
 from backstream._flow cimport (
-    CROWDED, FAST, SLOW, window_consume, window_double, window_end_round, window_grant, window_grant_due,
-    window_halve, window_round_full,
+    CROWDED, FAST, SLOW, is_long_path, window_consume, window_double, window_end_round, window_grant,
+    window_grant_due, window_halve, window_round_full,
 )
 
 from backstream.errors import StreamError
@@ -303,6 +303,8 @@ cdef class Stream:
                                     alone and session.share.used_bytes <= GENEROUS_GROWTH)
             if pace == FAST or pace == SLOW and self._window.window * 2 <= session._initial_window:
                 self._grow_window()
+                if alone and is_long_path(session.round_trip):
+                    self._grow_window()     # its rounds are long: it takes fewer of them
             elif pace == SLOW or pace == CROWDED:
                 self._shrink_window(pace)
             # Judged anew: of a window that was halved a few bytes may be left, and small grants are a flood.

@@ -32,6 +32,7 @@ cdef class ServerConnection(_ProtocolBase):
     cdef int input(self, char* data, Py_ssize_t size) except -1
     cdef int _parse(self, char* data, Py_ssize_t size) except -1
     cdef int _proxy_header(self, char** data, Py_ssize_t* size) except -1
+    cdef int _sent(self, int64_t taken) except -1
     cdef int _response_done(self) except -1
     cdef int _begin_head(self) except -1
     cdef int _await_request(self, double seconds) except -1

@@ -26,6 +26,7 @@ from backstream._http._trailers cimport keep_trailers
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, monotonic
 from backstream._message_codec cimport pairs_of
+from backstream._send_batch cimport SendBatch
 from backstream._slice cimport Slice, bytes_of, equals, slice_of
 
 from backstream._http._handshake import CLIENT_ID, judge_handshake
@@ -225,10 +226,16 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         return self._refuse(MessageError(408, f"the head did not come within {self.context.header_timeout:g} s"))
 
     cdef int flush(self) except -1:
-        cdef int64_t taken
-        if self.closed or self.transport is None:
-            return 0
-        taken = self.writer.send()
+        return 0 if self.closed or self.transport is None else self._sent(self.writer.send())
+
+    cdef bint join(self, SendBatch batch) noexcept:
+        return not self.closed and self.transport is not None and self.writer.join(batch)
+
+    cdef int flushed(self, Py_ssize_t sent) except -1:
+        return 0 if self.closed or self.transport is None else self._sent(self.writer.settle(sent))
+
+    cdef int _sent(self, int64_t taken) except -1:
+        """The socket took so many bytes of the body, -1 where it takes no more."""
         if taken < 0:
             return self._abort()
         if taken and self.exchange is not None:

@@ -103,4 +103,5 @@ cdef class UpstreamConnection(_ProtocolBase):
     cdef int _finish_raw(self) except -1
     cdef int _update_reading(self) except -1
     cdef int _broken(self, uint32_t code, str message) except -1
+    cdef int _half_close_when_sent(self) except -1
     cdef int close(self) except -1

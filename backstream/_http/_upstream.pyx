@@ -25,6 +25,7 @@ from backstream._http._message cimport (
 from backstream._http._trailers cimport keep_trailers
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, LoopMember, loop_state, monotonic
+from backstream._send_batch cimport SendBatch
 from backstream._service cimport Service
 from backstream._slice cimport Slice, bytes_of, equals, slice_of
 from backstream._stream cimport Stream, StreamHandler
@@ -497,6 +498,18 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
             self._sent(left)
         else:
             self._sent(self.writer.send())
+        return self._half_close_when_sent()
+
+    cdef bint join(self, SendBatch batch) noexcept:
+        return not self.closed and self.transport is not None and not self.unwritable and self.writer.join(batch)
+
+    cdef int flushed(self, Py_ssize_t sent) except -1:
+        if self.closed or self.transport is None:
+            return 0
+        self._sent(self.writer.settle(sent))
+        return self._half_close_when_sent()
+
+    cdef int _half_close_when_sent(self) except -1:
         if self.half_closing and self.writer.empty():
             self.half_closing = False
             if self.upstream_ended:

@@ -2,6 +2,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from backstream._buffer cimport Buffer
 from backstream._codec cimport Field
+from backstream._send_batch cimport SendBatch
 from backstream._tls cimport TlsTransport
 
 
@@ -21,6 +22,8 @@ cdef class SocketWriter:
 
     cdef int attach(self, object transport) except -1
     cdef int64_t send(self) except -2
+    cdef bint join(self, SendBatch batch) noexcept
+    cdef int64_t settle(self, Py_ssize_t sent) except -2
     cdef bint sends_at_once(self, Py_ssize_t size) noexcept
     cdef int64_t send_body(self, const char* data, Py_ssize_t size, bint chunked) except -2
     cdef int64_t _sent(self, Py_ssize_t sent) except -2

@@ -14,6 +14,7 @@ from libc.string cimport memcpy, memmove, memset
 
 from backstream._buffer cimport Buffer, append, reserve
 from backstream._codec cimport Field
+from backstream._send_batch cimport SendBatch
 from backstream._tls cimport TlsTransport
 
 
@@ -100,9 +101,22 @@ cdef class SocketWriter:
         if self.tls is None and self.fd >= 0:
             sent = c_send(self.fd, self.out.data, self.out.size, MSG_NOSIGNAL | MSG_DONTWAIT)
             if sent < 0:
-                if errno != EAGAIN and errno != EINTR:
-                    return -1
-                sent = 0
+                sent = -errno
+        return self.settle(sent)
+
+    cdef bint join(self, SendBatch batch) noexcept:
+        """Adds to the batch what `send` would send by one plain call, if that is what it would do."""
+        if self.blocked or self.out.size == 0 or self.tls is not None or self.fd < 0:
+            return False
+        batch.add(self.fd, self.out.data, self.out.size)
+        return True
+
+    cdef int64_t settle(self, Py_ssize_t sent) except -2:
+        """`sent` bytes have left, or it failed with the errno -`sent`: sees to the others; returns what `send` does."""
+        if sent < 0:
+            if sent != -EAGAIN and sent != -EINTR:
+                return -1
+            sent = 0
         return self._sent(sent)
 
     cdef bint sends_at_once(self, Py_ssize_t size) noexcept:

@@ -339,27 +339,24 @@ def take_a_window(end: End, handler: Handler, seconds: float) -> int:
 
 
 @pytest.mark.parametrize(
-    ("round_trip", "seconds", "grows"),
+    ("round_trip", "seconds", "factor"),
     [
-        (0.0, 0.019, True),
-        (0.0, 0.021, False),
-        (0.001, 0.019, True),
-        (0.004, 0.021, False),
-        (0.1, 0.399, True),  # a long path: what was lost on it takes a round trip or two to come again
-        (0.1, 0.401, False),
-        (0.5, 1.9, True),
+        (0.0, 0.019, 2),
+        (0.0, 0.021, 1),
+        (0.001, 0.019, 2),
+        (0.004, 0.021, 1),
+        (0.1, 0.399, 4),  # a long path: what was lost on it takes a round trip or two to come again
+        (0.1, 0.401, 1),
+        (0.5, 1.9, 4),
     ],
 )
-def test_a_window_of_a_lone_stream_doubles_when_it_was_taken_soon(
-    round_trip: float, seconds: float, grows: bool
-) -> None:
+def test_a_window_of_a_lone_stream_grows_when_it_was_taken_soon(round_trip: float, seconds: float, factor: int) -> None:
     end = wire.proxy()
     end.session.round_trip = round_trip
     handler = downloading(end, eager=False)
     granted = take_a_window(end, handler, seconds)
-    assert granted == (131072 if grows else 65536)
-    assert books(handler)[0] == granted
-    assert _callbacks.budget_used(end.session) == end.budget.used_bytes == (65536 if grows else 0)
+    assert granted == books(handler)[0] == 65536 * factor
+    assert _callbacks.budget_used(end.session) == end.budget.used_bytes == 65536 * (factor - 1)
 
 
 def crowd(end: End, count: int, seconds: float, rounds: int = 4) -> list[Handler]:
@@ -394,6 +391,19 @@ def test_a_stream_that_is_alone_on_a_short_path_grows_to_512_kib_without_being_f
         take_a_window(end, handler, 0.01)  # a hundred times what a window on this path may take
         windows.append(books(handler)[0])
     assert windows == [131072, 262144] + 10 * [524288]
+
+
+@pytest.mark.parametrize(("streams", "factor"), [(1, 4), (2, 2)])
+def test_a_stream_that_is_alone_on_a_long_path_grows_faster(streams: int, factor: int) -> None:
+    end = wire.proxy()
+    end.session.round_trip = 0.1
+    handlers = [downloading(end, eager=False) for _ in range(streams)]
+    windows = []
+    for _ in range(3):
+        for handler in handlers:
+            take_a_window(end, handler, 0.1 / streams)
+        windows.append(books(handlers[-1])[0])
+    assert windows == [65536 * factor, 65536 * factor**2, 65536 * factor**3]
 
 
 def test_what_a_halved_window_leaves_to_grant_is_no_flood_of_small_grants() -> None:
