@@ -82,6 +82,8 @@ cdef class UpstreamConnection(_ProtocolBase):
         bint reused                     # it has served a request before
         bint answered                   # bytes of the answer to the current request came
         bint spoilt                     # bytes came behind what was read last
+        Py_ssize_t offered              # bytes that the next read takes at most
+        bint filled                     # the last read took that many: there may be more
         bint raw                        # upgraded
         bint reading
         bint closed
@@ -90,6 +92,8 @@ cdef class UpstreamConnection(_ProtocolBase):
         bint upstream_ended             # the upstream's has
         double active_at
 
+    cdef bint may_carry(self, UpstreamRequest request) except -1
+    cdef bint _is_quiet(self) except -1
     cdef int begin(self, UpstreamRequest request) except -1
     cdef int input(self, char* data, Py_ssize_t size) except -1
     cdef bint can_send_at_once(self, Py_ssize_t size) noexcept
