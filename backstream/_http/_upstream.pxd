@@ -55,6 +55,7 @@ cdef class UpstreamRequest(StreamHandler):
         bint body_begun                 # bytes of the body came
         bint retried
         bint over
+        int interim_count               # of the upstream's interim heads
         double head_timeout             # seconds from the request's end to the response's head, 0 for no limit
         double head_due                 # when that has passed, 0 while the request goes on
         Buffer early                    # body bytes that came before there was a connection, or before the upgrade

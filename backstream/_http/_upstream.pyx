@@ -59,7 +59,8 @@ cdef enum:
     UPSTREAM_TLS = 42
     UPSTREAM_CERTIFICATE = 43
     MAX_WAITING = 10000
-    MAX_INTERIM = 16
+    MAX_INTERIM = 16                # that a stream carries
+    MOST_INTERIM = 512              # that an upstream may send
 
 cdef object REQUEST_ID = re.compile(rb"\r\nx-request-id: ([^\r\n]*)")
 
@@ -626,9 +627,15 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return self._switch(&head)
         if reader.status < 200:
             head.body = BODY_NONE
-            if request.stream.interim_count == MAX_INTERIM:
-                raise MessageError(502, "more than 16 interim heads")
-            return request.stream.respond_interim(&head)
+            request.interim_count += 1
+            if request.interim_count > MOST_INTERIM:
+                raise MessageError(502, f"more than {MOST_INTERIM} interim heads")
+            # RFC 9110 §15.2: more than a stream carries may be dropped. While the client may wait for a 100, the last
+            # place is kept for that.
+            if request.stream.interim_count < (MAX_INTERIM if reader.status == 100 or request.request_ended
+                                               else MAX_INTERIM - 1):
+                return request.stream.respond_interim(&head)
+            return 0
         request.head_timeout = request.head_due = 0.0
         head.body = reader.body
         if reader.body == BODY_SIZED:

@@ -143,7 +143,7 @@ BEFORE_THE_HEAD = {
     "a NUL in a field": HEAD + b"X-A: 1\x002\r\nContent-Length: 2\r\n\r\nok",
     "101 unasked": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
     "a head without end": HEAD + b"".join(b"X-%d: %s\r\n" % (i, b"v" * 1000) for i in range(200)),
-    "interim answers without end": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 30,
+    "interim answers without end": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 600,
 }
 
 
