@@ -381,7 +381,8 @@ cdef class AsgiRequest(StreamHandler):
         except asyncio.CancelledError:
             if not self.completed and not self.disconnected:
                 self._cancelled()
-        except Exception:
+        except BaseException:
+            # SystemExit and its like too: it is this request that failed, and the agent serves others.
             if self.disconnected:
                 logger.debug("the application failed after its client had gone", exc_info=True,
                              extra=self._log_fields())
@@ -391,6 +392,9 @@ cdef class AsgiRequest(StreamHandler):
             if not self.completed and not self.disconnected:
                 self._returned()
         finally:
+            if not self.completed and not self.disconnected:
+                # Whatever went wrong above: no client waits for a response that does not come.
+                self.stream.reset(APP_ERROR, "the application failed")
             if self.holds_place:
                 self.stream.session.free_place()
             self._stop_head_clock()

@@ -452,6 +452,42 @@ async def test_an_error_leaves_the_applications_other_requests_alone() -> None:
         assert await wire.chunk() == b"ended" and await wire.chunk() == b""
 
 
+class Own(BaseException):
+    pass
+
+
+ENDS = {
+    "SystemExit": SystemExit(3),
+    "KeyboardInterrupt": KeyboardInterrupt(),
+    "GeneratorExit": GeneratorExit(),
+    "one of its own": Own(),
+    "a group": BaseExceptionGroup("two", [Own(), asyncio.CancelledError()]),
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+async def test_what_would_end_a_program_ends_the_request_alone(kind: str, caplog) -> None:
+    @http_only
+    async def app(scope, receive, send):
+        if scope["path"] == "/":
+            await answer(send)
+            return
+        if scope["path"] == "/begun":
+            await begin(send)
+            await more(send, b"begun")
+        raise ENDS[kind]
+
+    async with tunnel(app) as pair:
+        got = await pair.get("/raise")
+        assert got.status == 500 and got.body == b"Internal Server Error\n"
+        got = await pair.get("/begun")
+        assert (got.status, got.complete) == (200, False)
+        assert (await pair.get("/")).status == 200
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert ["/raise" in errors[0].getMessage(), "/begun" in errors[1].getMessage(), len(errors)] == [True, True, 2]
+    assert all(record.exc_info for record in errors)
+
+
 async def test_a_cancelled_application_is_a_502() -> None:
     @http_only
     async def app(scope, receive, send):

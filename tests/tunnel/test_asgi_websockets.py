@@ -121,6 +121,22 @@ async def test_the_scope_says_what_was_asked_for() -> None:
     assert headers[b"sec-websocket-version"] == b"13"
 
 
+@pytest.mark.parametrize("accepts", [True, False])
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+async def test_what_would_end_a_program_ends_the_websocket_alone(error, accepts: bool, caplog) -> None:
+    async def serve(receive: Any, send: Any) -> None:
+        raise error
+
+    async with tunnel(Application(serve, accepts=accepts)) as pair, await pair.open() as wire:
+        if accepts:
+            await switched(wire)
+            assert await answer_close(wire) == 1011
+        else:
+            await wire.send(handshake())
+            assert (await wire.answer()).status == 500
+    assert "the application failed" in caplog.text
+
+
 async def test_accept_names_a_subprotocol_and_headers() -> None:
     async def serve(receive, send):
         headers = [(b"X-One", b"1"), (b"set-cookie", b"a=1"), (b"set-cookie", b"b=2"), (b"content-length", b"7")]
