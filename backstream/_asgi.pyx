@@ -414,26 +414,30 @@ cdef class AsgiRequest(StreamHandler):
 
     def _log_fields(self):
         request_id = None
-        for name, value in self.scope["headers"]:
-            if name == b"x-request-id":
-                request_id = value.decode("latin-1")
+        try:
+            for name, value in self.scope["headers"]:
+                if name == b"x-request-id":
+                    request_id = value.decode("latin-1")
+        except Exception:
+            pass        # the application has changed its scope
         return self.stream.session.owner.log_fields | {"stream": self.stream.id, "request": request_id}
 
     def _log_failure(self, str what, bint exc_info):
-        logger.error("%s: %s %s", what, self.scope.get("method", "WebSocket"), self.scope["path"], exc_info=exc_info,
-                     extra=self._log_fields())
+        cdef dict scope = self.scope or {}
+        logger.error("%s: %s %s", what, scope.get("method", "WebSocket" if "path" in scope else "a request"),
+                     scope.get("path", "whose scope has no path any more"), exc_info=exc_info, extra=self._log_fields())
 
     def _failed(self, str what, bint exc_info):
+        # The client first: what it gets does not hang on a log.
+        if not self.completed:      # or else it has, or gets, a whole response
+            if not self.started:
+                self.start = None
+                self._respond(500, [(b"content-type", b"text/plain; charset=utf-8")], b"Internal Server Error\n", False)
+                self.stream.end()
+            else:
+                self.stream.reset(APP_ERROR, what)
+            self.completed = True
         self._log_failure(what, exc_info)
-        if self.completed:
-            return      # the client has, or gets, a whole response
-        if not self.started:
-            self.start = None
-            self._respond(500, [(b"content-type", b"text/plain; charset=utf-8")], b"Internal Server Error\n", False)
-            self.stream.end()
-        else:
-            self.stream.reset(APP_ERROR, what)
-        self.completed = True
 
     # --- for the application ---
 
@@ -775,15 +779,16 @@ cdef class AsgiRequest(StreamHandler):
     cdef int _timed_out(self) except -1:
         if self.disconnected:
             # It was told and goes on: nobody else would ever end it.
-            self._log_failure(f"cancelled {HANG_UP_SECONDS:g} s after its time limit", exc_info=False)
             self.task.cancel()
+            self._log_failure(f"cancelled {HANG_UP_SECONDS:g} s after its time limit", exc_info=False)
             return 0
-        self._log_failure(f"no response within {self.head_timeout:g} s", exc_info=False)
         self.holds_place = True
         self.stream.session.hold_place()
         self.stream.reset(TIMEOUT, "no response within the time limit")
         self._gone()
-        return self._start_clock(HANG_UP_SECONDS)
+        self._start_clock(HANG_UP_SECONDS)
+        self._log_failure(f"no response within {self.head_timeout:g} s", exc_info=False)
+        return 0
 
     cdef int _gone(self) except -1:
         self._stop_head_clock()

@@ -275,9 +275,9 @@ cdef class AsgiWebSocket(AsgiRequest):
             self.state = REFUSED
             AsgiRequest._failed(self, what, exc_info)
             return
-        AsgiRequest._log_failure(self, what, exc_info)
         if self.state == CONNECTED:
             self._close(1011, "internal error")
+        AsgiRequest._log_failure(self, what, exc_info)
 
     # --- from the stream ---
 

@@ -488,6 +488,33 @@ async def test_what_would_end_a_program_ends_the_request_alone(kind: str, caplog
     assert all(record.exc_info for record in errors)
 
 
+@pytest.mark.parametrize("change", ["no headers", "headers of another kind", "no path", "nothing"])
+async def test_an_application_that_changed_its_scope_may_fail_like_any_other(change: str, caplog) -> None:
+    @http_only
+    async def app(scope, receive, send):
+        begun = scope["path"] == "/begun"
+        if change == "no headers":
+            scope["headers"] = None
+        elif change == "headers of another kind":
+            scope["headers"] = {"x-request-id": "1"}
+        elif change == "no path":
+            del scope["path"]
+        else:
+            scope.clear()
+        if begun:
+            await begin(send)
+            await more(send, b"begun")
+        raise RuntimeError("on purpose")
+
+    async with tunnel(app) as pair:
+        assert (await pair.get("/raise")).status == 500
+        got = await pair.get("/begun")
+        assert (got.status, got.complete) == (200, False)
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.getMessage().partition(":")[0] for record in errors] == ["the application failed"] * 2
+    assert all(record.exc_info for record in errors)
+
+
 async def test_a_cancelled_application_is_a_502() -> None:
     @http_only
     async def app(scope, receive, send):
