@@ -20,7 +20,7 @@ from backstream._codec cimport (
 from backstream._grammar cimport equals_lower, is_connection_field, is_field_value, is_lower_token, nominated_by
 from backstream._http._message cimport content_length
 from backstream._http._trailers cimport keep_trailers
-from backstream._loop cimport LoopMember, loop_state
+from backstream._loop cimport LoopMember, loop_state, monotonic
 from backstream._message_codec cimport fill_trailers
 from backstream._service cimport Service
 from backstream._slice cimport Slice, bytes_of, equals, slice_of, trim
@@ -42,10 +42,12 @@ cdef enum:
     LONGEST_NAME = 64       # of them, bytes
     SPARE_CLOCKS = 64
     DISCONNECT_TURNS = 5    # of the loop: from a task's http.disconnect through its waiter to the sender's cancellation
+    MOST_DROPPED = 1048576  # bytes of a body that the response does not have, before the application is told to stop
 
 cdef dict ASGI_VERSION = {"version": "3.0", "spec_version": "2.4"}
 cdef double LIFESPAN_SECONDS = 60.0
 cdef double HANG_UP_SECONDS = 1.0   # for an application to go by itself, once its time limit has passed
+cdef double DROP_SECONDS = 5.0      # for an application to send a body that the response does not have
 
 
 class ClientDisconnected(OSError):
@@ -394,9 +396,8 @@ cdef class AsgiRequest(StreamHandler):
         finally:
             if not self.completed and not self.disconnected:
                 # Whatever went wrong above: no client waits for a response that does not come.
-                self.stream.reset(APP_ERROR, "the application failed")
-            if self.holds_place:
-                self.stream.session.free_place()
+                self._cut("the application failed")
+            self._free_place()
             self._stop_head_clock()
             self.completed = True
             self.start = None
@@ -407,7 +408,7 @@ cdef class AsgiRequest(StreamHandler):
             self._wake_sender()
 
     def _cancelled(self):
-        self.stream.reset(APP_ERROR, "the application was cancelled")
+        self._cut("the application was cancelled")
 
     def _returned(self):
         self._failed("the application returned without a complete response", exc_info=False)
@@ -434,10 +435,17 @@ cdef class AsgiRequest(StreamHandler):
                 self.start = None
                 self._respond(500, [(b"content-type", b"text/plain; charset=utf-8")], b"Internal Server Error\n", False)
                 self.stream.end()
+                self.completed = True
             else:
-                self.stream.reset(APP_ERROR, what)
-            self.completed = True
+                self._cut(what)
         self._log_failure(what, exc_info)
+
+    cdef int _cut(self, str what) except -1:
+        """The application says no more: a response that has begun breaks off, unless its head was all of it."""
+        self.completed = True
+        if self.started and not self.takes_body:
+            return self.stream.end()
+        return self.stream.reset(APP_ERROR, what)
 
     # --- for the application ---
 
@@ -491,6 +499,8 @@ cdef class AsgiRequest(StreamHandler):
             if not self.body_delivered:
                 self.body_delivered = True
                 return {"type": "http.request", "body": b"", "more_body": False}
+            if self.ended_at_head:
+                return {"type": "http.disconnect"}
         elif self.wants_continue:
             # RFC 9110 §10.1.1: the client waits for a word that its body is wanted.
             self.wants_continue = False
@@ -526,6 +536,8 @@ cdef class AsgiRequest(StreamHandler):
                     self.body_sent = True
                     return DONE
                 self._complete()
+            elif not self.takes_body:
+                return self._drop(len(body))
             elif self.stream.room() <= 0 and body:
                 return self._send_later()
             return DONE
@@ -575,6 +587,19 @@ cdef class AsgiRequest(StreamHandler):
         if self.disconnected:
             await self._send_to_nobody()
 
+    cdef object _drop(self, Py_ssize_t size):
+        """Takes a piece of a body that the response does not have (HEAD, 204, 304): there is no credit to wait for.
+
+        An application may send such a body to its end, since its work may go on behind that, but not for ever.
+        """
+        self.dropped += size
+        if self.dropped <= MOST_DROPPED and monotonic() < self.drop_until:
+            return _let_others_run()
+        self._hold_place()
+        self._cut("")
+        self._gone()
+        return self._send_to_nobody()
+
     async def _send_to_nobody(self):
         # An application that listens for http.disconnect beside its sending (Django) gives up in good order when that
         # comes first; an exception here would cut it short.
@@ -598,10 +623,12 @@ cdef class AsgiRequest(StreamHandler):
     cdef int _complete(self) except -1:
         if self.length > 0:
             self._wrong_length("less")
-        if self.trailers:
+        if self.trailers and self.takes_body:
             self._end_with_trailers()
         self.completed = True
         self.stream.end()
+        if self.ended_at_head:
+            self._free_place()
         return self._wake_receiver()
 
     def _end_with_trailers(self):
@@ -626,6 +653,7 @@ cdef class AsgiRequest(StreamHandler):
     cdef int _respond(self, int status, object headers, bytes first, bint more) except -1:
         cdef FieldArray fields = self.service.fields
         cdef ResponseHead head
+        cdef bint end
         cdef list _kept      # beside what the fields point into
         if not 200 <= status <= 999:
             raise RuntimeError(f"a final response with status {status}")
@@ -649,20 +677,48 @@ cdef class AsgiRequest(StreamHandler):
             head.length = 0
         head.fields = fields.items
         head.field_count = fields.count
-        if not self.takes_body:
+        if self.takes_body:
+            end = not more and head.body == BODY_SIZED and head.length == 0
+        else:
+            # RFC 9112 §6.3 (1): it ends with its head, whatever the application still says; but not before the request
+            # has, whose rest would be lost with the stream.
+            end = not more or self.body_ended
             self.length = -1
         self.started = True
         self._stop_head_clock()
         try:
-            self.stream.respond(&head, not more and (not self.takes_body
-                                                     or head.body == BODY_SIZED and head.length == 0))
+            self.stream.respond(&head, end)
         except StreamError as error:
             self.stream.reset(TOO_LARGE, str(error))
             self._failed(str(error), exc_info=False)
             self._gone()
             raise RuntimeError(str(error)) from None
-        if first and self.takes_body:
-            self._write(first)
+        if self.takes_body:
+            if first:
+                self._write(first)
+        elif more:
+            self.drop_until = monotonic() + DROP_SECONDS
+            if end:
+                self._end_at_head()
+        return 0
+
+    cdef int _end_at_head(self) except -1:
+        """The response is complete, which the application does not know yet."""
+        self.ended_at_head = True
+        self._hold_place()
+        return self._wake_receiver()
+
+    cdef int _hold_place(self) except -1:
+        """The work goes on in the application: until it ends it counts against max_streams."""
+        if not self.holds_place:
+            self.holds_place = True
+            self.stream.session.hold_place()
+        return 0
+
+    cdef int _free_place(self) except -1:
+        if self.holds_place:
+            self.holds_place = False
+            self.stream.session.free_place()
         return 0
 
     cdef list _take_fields(self, FieldArray fields, object headers):
@@ -740,6 +796,9 @@ cdef class AsgiRequest(StreamHandler):
 
     cdef int on_end(self, Stream stream, const Trailers* trailers) except -1:
         self.body_ended = True
+        if self.started and not self.takes_body and not self.completed:
+            self.stream.end()
+            self._end_at_head()
         self._start_head_clock()
         return self._wake_receiver()
 
@@ -748,9 +807,7 @@ cdef class AsgiRequest(StreamHandler):
             self.pieces = None
             return self._wake_receiver()
         if not self.completed and not self.disconnected:
-            # The work goes on in the application: until it ends it counts against max_streams.
-            self.holds_place = True
-            stream.session.hold_place()
+            self._hold_place()
             self._gone()
             # Whether the agent's clock or the proxy's is first, the application is treated alike.
             return self._start_clock(HANG_UP_SECONDS) if code == TIMEOUT and not self.started else 0
@@ -782,8 +839,7 @@ cdef class AsgiRequest(StreamHandler):
             self.task.cancel()
             self._log_failure(f"cancelled {HANG_UP_SECONDS:g} s after its time limit", exc_info=False)
             return 0
-        self.holds_place = True
-        self.stream.session.hold_place()
+        self._hold_place()
         self.stream.reset(TIMEOUT, "no response within the time limit")
         self._gone()
         self._start_clock(HANG_UP_SECONDS)
@@ -813,6 +869,10 @@ cdef class AsgiRequest(StreamHandler):
             self.senders = None
             _wake(senders)
         return 0
+
+
+async def _let_others_run():
+    await asyncio.sleep(0)
 
 
 cdef int _wake(list waiters) except -1:

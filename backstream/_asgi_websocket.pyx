@@ -470,9 +470,7 @@ cdef class AsgiWebSocket(AsgiRequest):
         self.code = code
         self.reason = reason
         if not self.completed:
-            # The work goes on in the application: until it ends it counts against max_streams.
-            self.holds_place = True
-            self.stream.session.hold_place()
+            self._hold_place()
         return self._gone()
 
     cdef int _end_of_stream(self) except -1:

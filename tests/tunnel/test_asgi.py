@@ -567,6 +567,139 @@ async def test_receive_waits_for_the_clients_end_once_the_body_is_read() -> None
     assert states == ["waits", "http.disconnect"]
 
 
+BODILESS = [("HEAD", 200), ("GET", 204), ("GET", 304)]
+
+
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"5000")]])
+@pytest.mark.parametrize(("method", "status"), BODILESS)
+async def test_a_response_without_a_body_is_complete_with_its_head(method: str, status: int, headers) -> None:
+    go_on, went_on = asyncio.Event(), asyncio.Event()
+    events: list[str] = []
+
+    @http_only
+    async def app(scope, receive, send):
+        if scope["path"] == "/":
+            await answer(send)
+            return
+        await begin(send, headers, status)
+        await more(send, b"one")
+        await go_on.wait()
+        events.extend([(await receive())["type"] for _ in range(2)])
+        await more(send, b"two")
+        await end(send, b"three")
+        # What frameworks run in the background of a response.
+        await asyncio.sleep(0)
+        went_on.set()
+
+    async with tunnel(app) as pair, await pair.open() as wire:
+        await wire.send(request("/slow", method=method))
+        assert (await wire.answer(method)).status == status
+        assert (await wire.get()).body == b"ok"
+        # The client has all, but the work goes on.
+        assert pair.counts()["accepted"] == 1
+        go_on.set()
+        await asyncio.wait_for(went_on.wait(), LIMIT)
+    assert events == ["http.request", "http.disconnect"]
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "size", "pause"),
+    [("HEAD", 200, 65536, 0), ("GET", 204, 65536, 0), ("GET", 304, 65536, 0), ("HEAD", 200, 1, 0.05)],
+)
+async def test_a_body_without_end_that_the_response_does_not_have_holds_nobody_up(
+    method: str, status: int, size: int, pause: float
+) -> None:
+    ended = asyncio.Event()
+    sent = 0
+
+    @http_only
+    async def app(scope, receive, send):
+        nonlocal sent
+        if scope["path"] == "/":
+            await answer(send)
+            return
+        await begin(send, status=status)
+        try:
+            while sent < 100_000:
+                await more(send, b"x" * size)
+                sent += 1
+                if pause:
+                    await asyncio.sleep(pause)
+        except OSError:
+            ended.set()
+            raise
+
+    async with tunnel(app) as pair, await pair.open() as wire:
+        await wire.send(request("/endless", method=method))
+        assert (await wire.answer(method)).status == status
+        assert (await wire.get()).body == b"ok"
+        # It is told as if its client had gone, after a MiB or 5 s.
+        await asyncio.wait_for(ended.wait(), LIMIT)
+        assert sent <= (100 if pause else 16)
+
+
+@pytest.mark.parametrize("path", ["/raise", "/return", "/cancel", "/trailers"])
+@pytest.mark.parametrize(("method", "status"), BODILESS)
+async def test_an_error_behind_a_head_that_is_all_of_the_response_is_only_logged(
+    method: str, status: int, path: str, caplog
+) -> None:
+    go_on = asyncio.Event()
+
+    @http_only
+    async def app(scope, receive, send):
+        if scope["path"] == "/":
+            await answer(send)
+            return
+        start = {"type": "http.response.start", "status": status, "headers": []}
+        await send(start | {"trailers": path == "/trailers"})
+        await more(send, b"begun")
+        await go_on.wait()
+        if path == "/raise":
+            raise RuntimeError("on purpose")
+        if path == "/cancel":
+            asyncio.current_task().cancel()
+            await asyncio.sleep(0)
+        if path == "/trailers":
+            await end(send)
+            await send({"type": "http.response.trailers", "headers": [(b"x y", b"1")]})
+
+    async with tunnel(app) as pair, await pair.open() as wire:
+        await wire.send(request(path, method=method))
+        assert (await wire.answer(method)).status == status
+        assert (await wire.get()).status == 200
+        go_on.set()
+        await pair.settled()
+        assert (await wire.get()).status == 200
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [path in message for message in errors] == ([True] if path in ("/raise", "/return") else [])
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("POST", 204), ("POST", 304)])
+async def test_a_request_comes_whole_behind_a_head_that_is_all_of_the_response(method: str, status: int) -> None:
+    received = asyncio.Event()
+    bodies: list[bytes | None] = []
+    events: list[str] = []
+
+    @http_only
+    async def app(scope, receive, send):
+        if scope["path"] == "/":
+            await answer(send)
+            return
+        await begin(send, status=status)
+        await more(send, b"begun")
+        bodies.append(await read_body(receive))
+        events.append((await receive())["type"])
+        received.set()
+
+    async with tunnel(app) as pair, await pair.open() as wire:
+        await wire.send(request("/upload", method=method, lines=["Content-Length: 10"]) + b"hello")
+        assert (await wire.head()).status == status
+        await wire.send(b"world")
+        await asyncio.wait_for(received.wait(), LIMIT)
+        await pair.settled()
+    assert (bodies, events) == ([b"helloworld"], ["http.disconnect"])
+
+
 async def test_bodies_may_be_bytearrays_and_memoryviews_and_headers_any_iterable() -> None:
     @http_only
     async def app(scope, receive, send):
