@@ -72,7 +72,8 @@ cdef class AsgiRequest(StreamHandler):
         double head_timeout             # seconds from the request's end, 0 for none
         HeadClock head_clock            # while it runs
         # the response
-        dict start                      # held until it is known whether a body follows
+        int start_status
+        tuple start_headers             # held until it is known whether a body follows; None before and after
         bint started
         list trailers                   # (name, value) so far, where the application announced some
         bint body_sent                  # only trailers may still come

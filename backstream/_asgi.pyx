@@ -400,7 +400,7 @@ cdef class AsgiRequest(StreamHandler):
             self._free_place()
             self._stop_head_clock()
             self.completed = True
-            self.start = None
+            self.start_headers = None
             self.scope = None
             self.service.ended(self)
             self.task = None
@@ -432,7 +432,7 @@ cdef class AsgiRequest(StreamHandler):
         # The client first: what it gets does not hang on a log.
         if not self.completed:      # or else it has, or gets, a whole response
             if not self.started:
-                self.start = None
+                self.start_headers = None
                 self._respond(500, [(b"content-type", b"text/plain; charset=utf-8")], b"Internal Server Error\n", False)
                 self.stream.end()
                 self.completed = True
@@ -516,11 +516,12 @@ cdef class AsgiRequest(StreamHandler):
         cdef str kind = event["type"]
         cdef bytes body
         cdef bint more
+        cdef int status
         cdef object headers
         if self.disconnected:
             return self._send_to_nobody()
         if len(kind) == 18 and kind == "http.response.body":
-            if self.start is None and not self.started:
+            if self.start_headers is None and not self.started:
                 raise RuntimeError("http.response.body before http.response.start")
             if self.completed or self.body_sent:
                 raise RuntimeError("http.response.body after the response was complete")
@@ -542,20 +543,22 @@ cdef class AsgiRequest(StreamHandler):
                 return self._send_later()
             return DONE
         if kind == "http.response.start":
-            if self.started or self.start is not None:
+            if self.started or self.start_headers is not None:
                 raise RuntimeError("a second http.response.start")
+            status = event["status"]
             headers = event.get("headers", ())
             if event.get("trailers", False):
                 self.trailers = []
             if type(headers) is not list and type(headers) is not tuple:
                 # An iterator gives them once only.
-                headers = list(headers)
-                event = {"status": event["status"], "headers": headers}
-            self.start = event
+                headers = tuple(headers)
             if _has_length(headers):
-                self._send_head(b"", True)
+                self._respond(status, headers, b"", True)
                 return DONE
-            # Whether a body follows settles the framing; the head waits for it only as long as this turn lasts.
+            # Whether a body follows settles the framing; the head waits for it only as long as this turn lasts. A list
+            # is the application's, which may change it meanwhile.
+            self.start_headers = tuple(headers)
+            self.start_status = status
             self.service.start_soon(self)
             return DONE
         if kind == "http.response.trailers":
@@ -568,7 +571,7 @@ cdef class AsgiRequest(StreamHandler):
         raise RuntimeError(f"an ASGI message that is not known here: {kind}")
 
     def _start_without_body(self):
-        if not self.started and self.start is not None and not self.disconnected:
+        if not self.started and self.start_headers is not None and not self.disconnected:
             try:
                 self._send_head(b"", True)
             except Exception:
@@ -646,9 +649,9 @@ cdef class AsgiRequest(StreamHandler):
         self.stream.end_with_trailers(&trailers)
 
     cdef int _send_head(self, bytes first, bint more) except -1:
-        cdef dict start = self.start
-        self.start = None
-        return self._respond(start["status"], start.get("headers", ()), first, more)
+        cdef tuple headers = self.start_headers
+        self.start_headers = None
+        return self._respond(self.start_status, headers, first, more)
 
     cdef int _respond(self, int status, object headers, bytes first, bint more) except -1:
         cdef FieldArray fields = self.service.fields
@@ -661,8 +664,6 @@ cdef class AsgiRequest(StreamHandler):
         head.reason.size = head.upgrade.size = 0
         head.body = BODY_CHUNKED
         head.length = 0
-        if type(headers) is not list and type(headers) is not tuple:
-            headers = list(headers)
         _kept = self._take_fields(fields, headers)
         if status == 204 or status == 304:
             self.takes_body = False

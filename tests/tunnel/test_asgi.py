@@ -700,6 +700,26 @@ async def test_a_request_comes_whole_behind_a_head_that_is_all_of_the_response(m
     assert (bodies, events) == ([b"helloworld"], ["http.disconnect"])
 
 
+async def test_a_response_is_the_one_that_was_sent_whatever_becomes_of_its_messages() -> None:
+    @http_only
+    async def app(scope, receive, send):
+        headers = [(b"x-a", b"1")]
+        start = {"type": "http.response.start", "status": 200, "headers": headers}
+        await send(start)
+        headers[0] = (b"x-a", b"2")
+        headers.append((b"x-late", b"1"))
+        start["status"] = 500
+        start["headers"] = None
+        if scope["path"] == "/later":
+            await asyncio.sleep(0.01)
+        await end(send, b"ok")
+
+    async with tunnel(app) as pair:
+        for path in ("/at-once", "/later"):
+            got = await pair.get(path)
+            assert (got.status, got.body, got.get("x-a"), got.get("x-late")) == (200, b"ok", b"1", None)
+
+
 async def test_bodies_may_be_bytearrays_and_memoryviews_and_headers_any_iterable() -> None:
     @http_only
     async def app(scope, receive, send):
