@@ -526,7 +526,8 @@ cdef class AsgiRequest(StreamHandler):
             if self.completed or self.body_sent:
                 raise RuntimeError("http.response.body after the response was complete")
             value = event.get("body", b"")
-            body = value if type(value) is bytes else bytes(value)
+            # Not bytes(value), which makes 5 zeros of 5.
+            body = value if type(value) is bytes else bytes(memoryview(value))
             more = event.get("more_body", False)
             if not self.started:
                 self._send_head(body, more or self.trailers is not None)

@@ -720,6 +720,19 @@ async def test_a_response_is_the_one_that_was_sent_whatever_becomes_of_its_messa
             assert (got.status, got.body, got.get("x-a"), got.get("x-late")) == (200, b"ok", b"1", None)
 
 
+@pytest.mark.parametrize("body", [5, True, [1, 2], "text", None, 0])
+async def test_a_body_that_is_no_bytes_is_the_applications_error(body, caplog) -> None:
+    @http_only
+    async def app(scope, receive, send):
+        await begin(send)
+        await end(send, body)
+
+    async with tunnel(app) as pair:
+        assert (await pair.get()).status == 500
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.exc_info[0] is TypeError
+
+
 async def test_bodies_may_be_bytearrays_and_memoryviews_and_headers_any_iterable() -> None:
     @http_only
     async def app(scope, receive, send):
