@@ -9,8 +9,9 @@ import asyncio
 import logging
 from urllib.parse import unquote
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject_Call
+from cpython.unicode cimport PyUnicode_FromObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memchr, memcmp
 
@@ -367,9 +368,16 @@ cdef object address_of(Slice text):
 cdef bint _has_length(object headers) except -1:
     for pair in headers:
         name = pair[0]
-        if type(name) is bytes and equals_lower(slice_of(<bytes>name), b"content-length", 14):
+        if isinstance(name, bytes) and equals_lower(slice_of(<bytes>name), b"content-length", 14):
             return True
     return False
+
+
+cdef bytes _exact_bytes(object value):
+    """The bytes of a `bytes` or of what derives from it. Raises TypeError for anything else."""
+    if not isinstance(value, bytes):
+        raise TypeError(f"a header's name and value are bytes, not {type(value).__name__}")
+    return PyBytes_FromStringAndSize(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
 
 
 cdef class AsgiRequest(StreamHandler):
@@ -513,7 +521,8 @@ cdef class AsgiRequest(StreamHandler):
         """ASGI's send. Raises ClientDisconnected when the client is gone, RuntimeError when the application errs."""
         # By its C type: methods of an object that may be anything cost a third of a response's instructions.
         cdef dict event = message if type(message) is dict else dict(message)
-        cdef str kind = event["type"]
+        cdef object said = event["type"]
+        cdef str kind = <str>said if type(said) is str else <str>PyUnicode_FromObject(said)
         cdef bytes body
         cdef bint more
         cdef int status
@@ -731,13 +740,23 @@ cdef class AsgiRequest(StreamHandler):
         """
         cdef Field field
         cdef int64_t length
+        cdef object named, valued
         cdef bytes name, value
         cdef list lowered = None
         cdef list connections = None
         self.length = -1
         fields.count = 0
         for pair in headers:
-            name, value = pair
+            named, valued = pair
+            if type(named) is bytes and type(valued) is bytes:
+                name = <bytes>named
+                value = <bytes>valued
+            else:
+                name = _exact_bytes(named)
+                value = _exact_bytes(valued)
+                if lowered is None:
+                    lowered = []
+                lowered.append((name, value))
             field.name = slice_of(name)
             if not is_lower_token(field.name):
                 name = name.lower()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import enum
+from http import HTTPStatus
+from types import MappingProxyType
 
 import pytest
 
@@ -731,6 +734,31 @@ async def test_a_body_that_is_no_bytes_is_the_applications_error(body, caplog) -
         assert (await pair.get()).status == 500
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.exc_info[0] is TypeError
+
+
+class Kind(str, enum.Enum):  # noqa: UP042  whose str() is not its value
+    START = "http.response.start"
+    BODY = "http.response.body"
+
+
+class Text(bytes):
+    pass
+
+
+async def test_strings_and_bytes_may_be_of_types_derived_from_them() -> None:
+    @http_only
+    async def app(scope, receive, send):
+        headers = [(Text(b"X-Upper"), Text(b"1")), (b"x-lower", Text(b"2 ")), (Text(b"content-length"), b"3")]
+        if scope["path"] == "/held":
+            del headers[2]
+        await send({"type": Kind.START, "status": HTTPStatus.ACCEPTED, "headers": headers})
+        await send(MappingProxyType({"type": Kind.BODY, "body": Text(b"two")}))
+
+    async with tunnel(app) as pair:
+        for path in ("/", "/held"):
+            got = await pair.get(path)
+            assert (got.status, got.body, got.get("content-length")) == (202, b"two", b"3")
+            assert (got.get("x-upper"), got.get("x-lower")) == (b"1", b"2")
 
 
 async def test_bodies_may_be_bytearrays_and_memoryviews_and_headers_any_iterable() -> None:
