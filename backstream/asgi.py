@@ -248,6 +248,7 @@ async def _write_messages(link: AppLink, send: Send) -> None:
                 link.set_pending(False)
             event = link.close_event
             if event is not None:
+                loop.call_soon(link.set_pending, True)
                 await send(event)
                 link.abort("the session is closed")
                 return

@@ -635,6 +635,23 @@ def agent_scope() -> dict[str, Any]:
     }
 
 
+async def test_an_asgi_server_that_does_not_close_an_agents_websocket_is_not_waited_for() -> None:
+    coming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    closing = asyncio.Event()
+
+    async def send(event: Any) -> None:
+        if event["type"] == "websocket.close":
+            closing.set()
+            await asyncio.Event().wait()
+
+    async with ProxyApp(proxy_settings(session=QUICK)) as proxy:
+        coming.put_nowait({"type": "websocket.connect"})
+        coming.put_nowait({"type": "websocket.receive", "bytes": b"no frame"})
+        async with asyncio.timeout(5):
+            await proxy(agent_scope(), coming.get, send)
+        assert closing.is_set() and not len(proxy.agents)
+
+
 @pytest.mark.parametrize("greets", [False, True])
 async def test_an_agent_that_does_not_take_the_first_message_is_cut_off_though_it_says_hello(greets: bool) -> None:
     coming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
