@@ -125,8 +125,8 @@ async def test_sighup_under_load_loses_no_request(certificates, files, commands)
         files.cert.write_text("rubbish")
         proxy.signal(signal.SIGHUP)
         await proxy.said("TLS stays as it was")
+        await until(lambda: served > 200, "requests enough")  # on a busy machine it takes longer
         stop = True
-    assert served > 200
     assert proxy.process.poll() is None
     assert "Traceback" not in proxy.output() + agent.output()
 
