@@ -77,6 +77,7 @@ cdef class AgentTable:
         BudgetShare replay_share        # bytes of request bodies that are kept to be sent again
         dict _groups
         set _links                      # every session, registered or not, until it is lost
+        dict _newest                    # (id, instance) -> of an agent's sessions that are not lost the newest
         dict _awaited                   # id -> exchanges, in order, that wait for an agent to come
         readonly Py_ssize_t waiting     # exchanges that wait, for an agent or for room
         object _seen                    # id -> when it was last known, oldest first

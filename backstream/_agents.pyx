@@ -96,7 +96,7 @@ cdef class AgentLink(SessionLink):
         self.instance = hello.instance
         self.generation = hello.generation
         self.set_session_name(hello.instance, hello.generation)
-        self._set_deadline()
+        self.hello_came()
         self.table.register(self)
         return 0
 
@@ -391,6 +391,7 @@ cdef class AgentTable:
         self.replay_share = BudgetShare()
         self._groups = {}
         self._links = set()
+        self._newest = {}
         self._awaited = {}
         self._seen = OrderedDict()
         self._emptied = asyncio.Event()
@@ -551,13 +552,14 @@ cdef class AgentTable:
         cdef AgentGroup group = self._groups.get(link.client_id)
         cdef AgentLink other, replaced = None
         cdef dict line
+        cdef tuple agent = (link.client_id, link.instance)
+        other = self._newest.get(agent)
+        if other is not None and link.generation <= other.generation:
+            # Also where that one takes no new streams any more: its agent will come with one that is newer.
+            link.session.close(REFUSED, "a session of this agent that is no older is connected", 1008)
+            return
         if group is not None:
-            for other in list(group.heap):
-                if other.instance != link.instance:
-                    continue
-                if link.generation <= other.generation:
-                    link.session.close(REFUSED, "a session of this agent that is no older is connected", 1008)
-                    return
+            if other is not None and other.group is group:
                 replaced = other
             if replaced is None and len(group.heap) >= self.settings.max_agents_per_id:
                 link.session.close(REFUSED, f"the id has its {self.settings.max_agents_per_id} agents", 1008)
@@ -565,6 +567,7 @@ cdef class AgentTable:
         if group is None:
             group = self._groups[link.client_id] = AgentGroup(link.client_id)
         self._see(link.client_id)
+        self._newest[agent] = link
         link.group = group
         group.add(link)
         if replaced is not None:
@@ -580,7 +583,10 @@ cdef class AgentTable:
 
     def lost(self, AgentLink link, str message):
         """A session is gone."""
+        cdef tuple agent = (link.client_id, link.instance)
         self._links.discard(link)
+        if self._newest.get(agent) is link:
+            del self._newest[agent]
         if not self._links:
             self._emptied.set()
         self.leave(link)

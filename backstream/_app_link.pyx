@@ -113,7 +113,8 @@ cdef class AppLink(AgentLink):
         return 0
 
     cdef int _set_deadline(self) except -1:
-        return self.loop.clear_deadline(self._member)   # the HELLO came
+        # The HELLO came; while a message is held back, the deadline is that of the agent's taking it.
+        return 0 if self.session.congested else self.loop.clear_deadline(self._member)
 
     cdef int deadline(self) except -1:
         if self._lost:

@@ -52,7 +52,7 @@ def load_app(path: str, *, factory: bool = False) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise ConfigurationError(f'app "{path}": there is no module {module_name}') from None
     target: Any = module

@@ -72,12 +72,16 @@ cdef class AsgiRequest(StreamHandler):
         double head_timeout             # seconds from the request's end, 0 for none
         HeadClock head_clock            # while it runs
         # the response
-        dict start                      # held until it is known whether a body follows
+        int start_status
+        tuple start_headers             # held until it is known whether a body follows; None before and after
         bint started
         list trailers                   # (name, value) so far, where the application announced some
         bint body_sent                  # only trailers may still come
         bint completed
         bint takes_body                 # not for HEAD, 204, 304
+        bint ended_at_head              # and the application went on
+        int64_t dropped                 # bytes of a body that it has sent all the same
+        double drop_until               # monotonic seconds
         int64_t length                  # bytes left of what was promised, -1 for none
         list senders                    # futures of each `send` that waits, or None
 
@@ -90,7 +94,12 @@ cdef class AsgiRequest(StreamHandler):
     cdef int _wake_sender(self) except -1
     cdef int _gone(self) except -1
     cdef int _write(self, bytes body) except -1
+    cdef object _drop(self, Py_ssize_t size)
     cdef int _complete(self) except -1
+    cdef int _cut(self, str what) except -1
+    cdef int _end_at_head(self) except -1
+    cdef int _hold_place(self) except -1
+    cdef int _free_place(self) except -1
     cdef int _send_head(self, bytes first, bint more) except -1
     cdef int _respond(self, int status, object headers, bytes first, bint more) except -1
     cdef list _take_fields(self, FieldArray fields, object headers)

@@ -9,8 +9,9 @@ import asyncio
 import logging
 from urllib.parse import unquote
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject_Call
+from cpython.unicode cimport PyUnicode_FromObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memchr, memcmp
 
@@ -20,7 +21,7 @@ from backstream._codec cimport (
 from backstream._grammar cimport equals_lower, is_connection_field, is_field_value, is_lower_token, nominated_by
 from backstream._http._message cimport content_length
 from backstream._http._trailers cimport keep_trailers
-from backstream._loop cimport LoopMember, loop_state
+from backstream._loop cimport LoopMember, loop_state, monotonic
 from backstream._message_codec cimport fill_trailers
 from backstream._service cimport Service
 from backstream._slice cimport Slice, bytes_of, equals, slice_of, trim
@@ -42,10 +43,12 @@ cdef enum:
     LONGEST_NAME = 64       # of them, bytes
     SPARE_CLOCKS = 64
     DISCONNECT_TURNS = 5    # of the loop: from a task's http.disconnect through its waiter to the sender's cancellation
+    MOST_DROPPED = 1048576  # bytes of a body that the response does not have, before the application is told to stop
 
 cdef dict ASGI_VERSION = {"version": "3.0", "spec_version": "2.4"}
 cdef double LIFESPAN_SECONDS = 60.0
 cdef double HANG_UP_SECONDS = 1.0   # for an application to go by itself, once its time limit has passed
+cdef double DROP_SECONDS = 5.0      # for an application to send a body that the response does not have
 
 
 class ClientDisconnected(OSError):
@@ -365,9 +368,16 @@ cdef object address_of(Slice text):
 cdef bint _has_length(object headers) except -1:
     for pair in headers:
         name = pair[0]
-        if type(name) is bytes and equals_lower(slice_of(<bytes>name), b"content-length", 14):
+        if isinstance(name, bytes) and equals_lower(slice_of(<bytes>name), b"content-length", 14):
             return True
     return False
+
+
+cdef bytes _exact_bytes(object value):
+    """The bytes of a `bytes` or of what derives from it. Raises TypeError for anything else."""
+    if not isinstance(value, bytes):
+        raise TypeError(f"a header's name and value are bytes, not {type(value).__name__}")
+    return PyBytes_FromStringAndSize(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
 
 
 cdef class AsgiRequest(StreamHandler):
@@ -381,7 +391,8 @@ cdef class AsgiRequest(StreamHandler):
         except asyncio.CancelledError:
             if not self.completed and not self.disconnected:
                 self._cancelled()
-        except Exception:
+        except BaseException:
+            # SystemExit and its like too: it is this request that failed, and the agent serves others.
             if self.disconnected:
                 logger.debug("the application failed after its client had gone", exc_info=True,
                              extra=self._log_fields())
@@ -391,11 +402,13 @@ cdef class AsgiRequest(StreamHandler):
             if not self.completed and not self.disconnected:
                 self._returned()
         finally:
-            if self.holds_place:
-                self.stream.session.free_place()
+            if not self.completed and not self.disconnected:
+                # Whatever went wrong above: no client waits for a response that does not come.
+                self._cut("the application failed")
+            self._free_place()
             self._stop_head_clock()
             self.completed = True
-            self.start = None
+            self.start_headers = None
             self.scope = None
             self.service.ended(self)
             self.task = None
@@ -403,33 +416,44 @@ cdef class AsgiRequest(StreamHandler):
             self._wake_sender()
 
     def _cancelled(self):
-        self.stream.reset(APP_ERROR, "the application was cancelled")
+        self._cut("the application was cancelled")
 
     def _returned(self):
         self._failed("the application returned without a complete response", exc_info=False)
 
     def _log_fields(self):
         request_id = None
-        for name, value in self.scope["headers"]:
-            if name == b"x-request-id":
-                request_id = value.decode("latin-1")
+        try:
+            for name, value in self.scope["headers"]:
+                if name == b"x-request-id":
+                    request_id = value.decode("latin-1")
+        except Exception:
+            pass        # the application has changed its scope
         return self.stream.session.owner.log_fields | {"stream": self.stream.id, "request": request_id}
 
     def _log_failure(self, str what, bint exc_info):
-        logger.error("%s: %s %s", what, self.scope.get("method", "WebSocket"), self.scope["path"], exc_info=exc_info,
-                     extra=self._log_fields())
+        cdef dict scope = self.scope or {}
+        logger.error("%s: %s %s", what, scope.get("method", "WebSocket" if "path" in scope else "a request"),
+                     scope.get("path", "whose scope has no path any more"), exc_info=exc_info, extra=self._log_fields())
 
     def _failed(self, str what, bint exc_info):
+        # The client first: what it gets does not hang on a log.
+        if not self.completed:      # or else it has, or gets, a whole response
+            if not self.started:
+                self.start_headers = None
+                self._respond(500, [(b"content-type", b"text/plain; charset=utf-8")], b"Internal Server Error\n", False)
+                self.stream.end()
+                self.completed = True
+            else:
+                self._cut(what)
         self._log_failure(what, exc_info)
-        if self.completed:
-            return      # the client has, or gets, a whole response
-        if not self.started:
-            self.start = None
-            self._respond(500, [(b"content-type", b"text/plain; charset=utf-8")], b"Internal Server Error\n", False)
-            self.stream.end()
-        else:
-            self.stream.reset(APP_ERROR, what)
+
+    cdef int _cut(self, str what) except -1:
+        """The application says no more: a response that has begun breaks off, unless its head was all of it."""
         self.completed = True
+        if self.started and not self.takes_body:
+            return self.stream.end()
+        return self.stream.reset(APP_ERROR, what)
 
     # --- for the application ---
 
@@ -483,6 +507,8 @@ cdef class AsgiRequest(StreamHandler):
             if not self.body_delivered:
                 self.body_delivered = True
                 return {"type": "http.request", "body": b"", "more_body": False}
+            if self.ended_at_head:
+                return {"type": "http.disconnect"}
         elif self.wants_continue:
             # RFC 9110 §10.1.1: the client waits for a word that its body is wanted.
             self.wants_continue = False
@@ -495,19 +521,22 @@ cdef class AsgiRequest(StreamHandler):
         """ASGI's send. Raises ClientDisconnected when the client is gone, RuntimeError when the application errs."""
         # By its C type: methods of an object that may be anything cost a third of a response's instructions.
         cdef dict event = message if type(message) is dict else dict(message)
-        cdef str kind = event["type"]
+        cdef object said = event["type"]
+        cdef str kind = <str>said if type(said) is str else <str>PyUnicode_FromObject(said)
         cdef bytes body
         cdef bint more
+        cdef int status
         cdef object headers
         if self.disconnected:
             return self._send_to_nobody()
         if len(kind) == 18 and kind == "http.response.body":
-            if self.start is None and not self.started:
+            if self.start_headers is None and not self.started:
                 raise RuntimeError("http.response.body before http.response.start")
             if self.completed or self.body_sent:
                 raise RuntimeError("http.response.body after the response was complete")
             value = event.get("body", b"")
-            body = value if type(value) is bytes else bytes(value)
+            # Not bytes(value), which makes 5 zeros of 5.
+            body = value if type(value) is bytes else bytes(memoryview(value))
             more = event.get("more_body", False)
             if not self.started:
                 self._send_head(body, more or self.trailers is not None)
@@ -518,24 +547,28 @@ cdef class AsgiRequest(StreamHandler):
                     self.body_sent = True
                     return DONE
                 self._complete()
+            elif not self.takes_body:
+                return self._drop(len(body))
             elif self.stream.room() <= 0 and body:
                 return self._send_later()
             return DONE
         if kind == "http.response.start":
-            if self.started or self.start is not None:
+            if self.started or self.start_headers is not None:
                 raise RuntimeError("a second http.response.start")
+            status = event["status"]
             headers = event.get("headers", ())
             if event.get("trailers", False):
                 self.trailers = []
             if type(headers) is not list and type(headers) is not tuple:
                 # An iterator gives them once only.
-                headers = list(headers)
-                event = {"status": event["status"], "headers": headers}
-            self.start = event
+                headers = tuple(headers)
             if _has_length(headers):
-                self._send_head(b"", True)
+                self._respond(status, headers, b"", True)
                 return DONE
-            # Whether a body follows settles the framing; the head waits for it only as long as this turn lasts.
+            # Whether a body follows settles the framing; the head waits for it only as long as this turn lasts. A list
+            # is the application's, which may change it meanwhile.
+            self.start_headers = tuple(headers)
+            self.start_status = status
             self.service.start_soon(self)
             return DONE
         if kind == "http.response.trailers":
@@ -548,7 +581,7 @@ cdef class AsgiRequest(StreamHandler):
         raise RuntimeError(f"an ASGI message that is not known here: {kind}")
 
     def _start_without_body(self):
-        if not self.started and self.start is not None and not self.disconnected:
+        if not self.started and self.start_headers is not None and not self.disconnected:
             try:
                 self._send_head(b"", True)
             except Exception:
@@ -566,6 +599,19 @@ cdef class AsgiRequest(StreamHandler):
                 _forget(self.senders, waiter)
         if self.disconnected:
             await self._send_to_nobody()
+
+    cdef object _drop(self, Py_ssize_t size):
+        """Takes a piece of a body that the response does not have (HEAD, 204, 304): there is no credit to wait for.
+
+        An application may send such a body to its end, since its work may go on behind that, but not for ever.
+        """
+        self.dropped += size
+        if self.dropped <= MOST_DROPPED and monotonic() < self.drop_until:
+            return _let_others_run()
+        self._hold_place()
+        self._cut("")
+        self._gone()
+        return self._send_to_nobody()
 
     async def _send_to_nobody(self):
         # An application that listens for http.disconnect beside its sending (Django) gives up in good order when that
@@ -590,10 +636,12 @@ cdef class AsgiRequest(StreamHandler):
     cdef int _complete(self) except -1:
         if self.length > 0:
             self._wrong_length("less")
-        if self.trailers:
+        if self.trailers and self.takes_body:
             self._end_with_trailers()
         self.completed = True
         self.stream.end()
+        if self.ended_at_head:
+            self._free_place()
         return self._wake_receiver()
 
     def _end_with_trailers(self):
@@ -611,13 +659,14 @@ cdef class AsgiRequest(StreamHandler):
         self.stream.end_with_trailers(&trailers)
 
     cdef int _send_head(self, bytes first, bint more) except -1:
-        cdef dict start = self.start
-        self.start = None
-        return self._respond(start["status"], start.get("headers", ()), first, more)
+        cdef tuple headers = self.start_headers
+        self.start_headers = None
+        return self._respond(self.start_status, headers, first, more)
 
     cdef int _respond(self, int status, object headers, bytes first, bint more) except -1:
         cdef FieldArray fields = self.service.fields
         cdef ResponseHead head
+        cdef bint end
         cdef list _kept      # beside what the fields point into
         if not 200 <= status <= 999:
             raise RuntimeError(f"a final response with status {status}")
@@ -625,8 +674,6 @@ cdef class AsgiRequest(StreamHandler):
         head.reason.size = head.upgrade.size = 0
         head.body = BODY_CHUNKED
         head.length = 0
-        if type(headers) is not list and type(headers) is not tuple:
-            headers = list(headers)
         _kept = self._take_fields(fields, headers)
         if status == 204 or status == 304:
             self.takes_body = False
@@ -641,20 +688,48 @@ cdef class AsgiRequest(StreamHandler):
             head.length = 0
         head.fields = fields.items
         head.field_count = fields.count
-        if not self.takes_body:
+        if self.takes_body:
+            end = not more and head.body == BODY_SIZED and head.length == 0
+        else:
+            # RFC 9112 §6.3 (1): it ends with its head, whatever the application still says; but not before the request
+            # has, whose rest would be lost with the stream.
+            end = not more or self.body_ended
             self.length = -1
         self.started = True
         self._stop_head_clock()
         try:
-            self.stream.respond(&head, not more and (not self.takes_body
-                                                     or head.body == BODY_SIZED and head.length == 0))
+            self.stream.respond(&head, end)
         except StreamError as error:
             self.stream.reset(TOO_LARGE, str(error))
             self._failed(str(error), exc_info=False)
             self._gone()
             raise RuntimeError(str(error)) from None
-        if first and self.takes_body:
-            self._write(first)
+        if self.takes_body:
+            if first:
+                self._write(first)
+        elif more:
+            self.drop_until = monotonic() + DROP_SECONDS
+            if end:
+                self._end_at_head()
+        return 0
+
+    cdef int _end_at_head(self) except -1:
+        """The response is complete, which the application does not know yet."""
+        self.ended_at_head = True
+        self._hold_place()
+        return self._wake_receiver()
+
+    cdef int _hold_place(self) except -1:
+        """The work goes on in the application: until it ends it counts against max_streams."""
+        if not self.holds_place:
+            self.holds_place = True
+            self.stream.session.hold_place()
+        return 0
+
+    cdef int _free_place(self) except -1:
+        if self.holds_place:
+            self.holds_place = False
+            self.stream.session.free_place()
         return 0
 
     cdef list _take_fields(self, FieldArray fields, object headers):
@@ -665,13 +740,23 @@ cdef class AsgiRequest(StreamHandler):
         """
         cdef Field field
         cdef int64_t length
+        cdef object named, valued
         cdef bytes name, value
         cdef list lowered = None
         cdef list connections = None
         self.length = -1
         fields.count = 0
         for pair in headers:
-            name, value = pair
+            named, valued = pair
+            if type(named) is bytes and type(valued) is bytes:
+                name = <bytes>named
+                value = <bytes>valued
+            else:
+                name = _exact_bytes(named)
+                value = _exact_bytes(valued)
+                if lowered is None:
+                    lowered = []
+                lowered.append((name, value))
             field.name = slice_of(name)
             if not is_lower_token(field.name):
                 name = name.lower()
@@ -732,6 +817,9 @@ cdef class AsgiRequest(StreamHandler):
 
     cdef int on_end(self, Stream stream, const Trailers* trailers) except -1:
         self.body_ended = True
+        if self.started and not self.takes_body and not self.completed:
+            self.stream.end()
+            self._end_at_head()
         self._start_head_clock()
         return self._wake_receiver()
 
@@ -740,9 +828,7 @@ cdef class AsgiRequest(StreamHandler):
             self.pieces = None
             return self._wake_receiver()
         if not self.completed and not self.disconnected:
-            # The work goes on in the application: until it ends it counts against max_streams.
-            self.holds_place = True
-            stream.session.hold_place()
+            self._hold_place()
             self._gone()
             # Whether the agent's clock or the proxy's is first, the application is treated alike.
             return self._start_clock(HANG_UP_SECONDS) if code == TIMEOUT and not self.started else 0
@@ -771,15 +857,15 @@ cdef class AsgiRequest(StreamHandler):
     cdef int _timed_out(self) except -1:
         if self.disconnected:
             # It was told and goes on: nobody else would ever end it.
-            self._log_failure(f"cancelled {HANG_UP_SECONDS:g} s after its time limit", exc_info=False)
             self.task.cancel()
+            self._log_failure(f"cancelled {HANG_UP_SECONDS:g} s after its time limit", exc_info=False)
             return 0
-        self._log_failure(f"no response within {self.head_timeout:g} s", exc_info=False)
-        self.holds_place = True
-        self.stream.session.hold_place()
+        self._hold_place()
         self.stream.reset(TIMEOUT, "no response within the time limit")
         self._gone()
-        return self._start_clock(HANG_UP_SECONDS)
+        self._start_clock(HANG_UP_SECONDS)
+        self._log_failure(f"no response within {self.head_timeout:g} s", exc_info=False)
+        return 0
 
     cdef int _gone(self) except -1:
         self._stop_head_clock()
@@ -804,6 +890,10 @@ cdef class AsgiRequest(StreamHandler):
             self.senders = None
             _wake(senders)
         return 0
+
+
+async def _let_others_run():
+    await asyncio.sleep(0)
 
 
 cdef int _wake(list waiters) except -1:
@@ -838,7 +928,6 @@ class Lifespan:
         self._state = state
         self._events = asyncio.Queue()
         self._started = asyncio.Event()
-        self._stopped = asyncio.Event()
         self._failure = None
         self._supported = False
         self._task = None
@@ -877,15 +966,15 @@ class Lifespan:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            if (self._supported or self._required) and not self._started.is_set():
-                self._failure = self._failure or str(error) or type(error).__name__
-            elif self._started.is_set():
-                logger.exception("the application's shutdown failed")
+            if self._started.is_set():
+                if self._failure is None:       # otherwise `startup` has told already what this says again
+                    logger.exception("the application's shutdown failed")
+            elif self._supported or self._required:
+                self._failure = str(error) or type(error).__name__
             else:
                 logger.debug("the application does not support lifespan", exc_info=True)
         finally:
             self._started.set()
-            self._stopped.set()
 
     async def _send(self, message):
         kind = message["type"]

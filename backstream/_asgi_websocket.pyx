@@ -23,6 +23,7 @@ import logging
 from collections import deque
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.unicode cimport PyUnicode_FromObject
 from libc.stdint cimport int64_t, uint32_t
 
 from backstream._asgi cimport DONE, AsgiRequest, AsgiService
@@ -47,7 +48,6 @@ cdef object utf8_decoder = codecs.getincrementaldecoder("utf-8")
 cdef bytes GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"   # RFC 6455 §1.3
 
 cdef enum:
-    TOO_LARGE = 37
     CANCEL = 8
     CONTINUATION = 0
     TEXT = 1
@@ -171,15 +171,17 @@ cdef class AsgiWebSocket(AsgiRequest):
 
     def send(self, message):
         """ASGI's send. Raises ClientDisconnected when the client is gone, RuntimeError when the application errs."""
-        cdef str kind = message["type"]
+        cdef dict event = message if type(message) is dict else dict(message)
+        cdef object said = event["type"]
+        cdef str kind = <str>said if type(said) is str else <str>PyUnicode_FromObject(said)
         if self.disconnected:
             # To close what is closed already is what a tidy application does.
             return DONE if kind == "websocket.close" else self._send_to_nobody()
         if self.state == CONNECTED:
             if kind == "websocket.send":
-                value = message.get("bytes")
+                value = event.get("bytes")
                 if value is None:
-                    value = message.get("text")
+                    value = event.get("text")
                     if value is None:
                         raise RuntimeError("websocket.send with neither bytes nor text")
                     self.protocol.send_text(value.encode())
@@ -188,20 +190,20 @@ cdef class AsgiWebSocket(AsgiRequest):
                 self._write_all(self.protocol.data_to_send())
                 return DONE if self.stream.room() > 0 else self._send_later()
             if kind == "websocket.close":
-                self._close(message.get("code") or 1000, message.get("reason") or "")
+                self._close(event.get("code") or 1000, event.get("reason") or "")
                 return DONE
         elif self.state == HANDSHAKE:
             if kind == "websocket.accept":
-                self._accept(message)
+                self._accept(event)
                 return DONE
             if kind == "websocket.close":
                 self._refuse(403, [], b"")
                 return DONE
             if kind == "websocket.http.response.start":
                 self.state = REFUSED
-                return AsgiRequest.send(self, {**message, "type": "http.response.start"})
+                return AsgiRequest.send(self, {**event, "type": "http.response.start"})
         elif self.state == REFUSED and not self.completed and kind == "websocket.http.response.body":
-            return AsgiRequest.send(self, {**message, "type": "http.response.body"})
+            return AsgiRequest.send(self, {**event, "type": "http.response.body"})
         raise RuntimeError(f"an ASGI message that may not come now: {kind}")
 
     cdef int _accept(self, dict message) except -1:
@@ -275,9 +277,9 @@ cdef class AsgiWebSocket(AsgiRequest):
             self.state = REFUSED
             AsgiRequest._failed(self, what, exc_info)
             return
-        AsgiRequest._log_failure(self, what, exc_info)
         if self.state == CONNECTED:
             self._close(1011, "internal error")
+        AsgiRequest._log_failure(self, what, exc_info)
 
     # --- from the stream ---
 
@@ -470,9 +472,7 @@ cdef class AsgiWebSocket(AsgiRequest):
         self.code = code
         self.reason = reason
         if not self.completed:
-            # The work goes on in the application: until it ends it counts against max_streams.
-            self.holds_place = True
-            self.stream.session.hold_place()
+            self._hold_place()
         return self._gone()
 
     cdef int _end_of_stream(self) except -1:

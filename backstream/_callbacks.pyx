@@ -11,6 +11,7 @@ from backstream._loop cimport LoopMember, loop_state
 from backstream._message_codec cimport (
     fill_request, fill_response, fill_trailers, pairs_of, request_object, response_object,
 )
+from backstream._seed_session cimport SeedSession
 from backstream._session cimport Session
 from backstream._stream cimport SessionOwner, Stream, StreamHandler
 
@@ -231,6 +232,39 @@ def pull(Session session, Py_ssize_t limit=MAX_MESSAGE_SIZE) -> bytes:
     message = target[:session.pull(target, limit)]
     session.after_pull()
     return message
+
+
+def take(SeedSession session, bytes message, bint json=False):
+    """Hands one whole message to a session on the seed wire, in JSON or binary."""
+    session.take(json, message, len(message))
+
+
+def pull_frame(SeedSession session, Py_ssize_t limit=65536):
+    """The next WebSocket frame of a session on the seed wire, None when it has nothing to say.
+
+    (opcode, whether it is the last of its message, its payload of at most `limit` bytes).
+    """
+    cdef int opcode = 0
+    cdef bint last = False
+    cdef char* target = _message
+    cdef Py_ssize_t size
+    if not session.has_output():
+        return None
+    size = session.next_piece(min(limit, <Py_ssize_t>MAX_MESSAGE_SIZE), &opcode, &last)
+    if size == 0:
+        return None
+    session.pull_piece(target, size)
+    return (opcode, bool(last), target[:size])
+
+
+def end_turn(Session session):
+    """The turn's last message is out: streams hear what waited for that."""
+    session.after_pull()
+
+
+def expire(SeedSession session, double now):
+    """Ends the peer's requests on the seed wire that have had their time."""
+    session.expire(now)
 
 
 def has_output(Session session) -> bool:

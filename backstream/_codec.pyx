@@ -10,8 +10,8 @@ from libc.string cimport memcpy, memset
 
 from backstream._buffer cimport Buffer, reserve
 from backstream._grammar cimport (
-    equals_lower, is_authority, is_client_id, is_connection_field, is_field_value, is_lower_token, is_peer, is_target,
-    is_token,
+    equals_lower, is_authority, is_client_id, is_connection_field, is_field_value, is_lower_token, is_peer,
+    is_switchable, is_target, is_token,
 )
 from backstream._protobuf cimport (
     BYTES, VARINT, Cursor, member_size, put_member, put_varint, read_bytes, read_tag, read_varint, skip_member,
@@ -286,8 +286,8 @@ cdef int decode_request(const char* data, Py_ssize_t size, RequestHead* head, Fi
         _malformed("the scheme is neither http nor https")
     if not is_peer(head.peer):
         _malformed("the peer is no ip:port")
-    if head.upgrade.size and not is_token(head.upgrade):
-        _malformed("the upgrade is no token")
+    if head.upgrade.size and not is_switchable(head.upgrade):
+        _malformed("the upgrade is no protocol to switch to")
     if head.client_id.size and not is_client_id(head.client_id):
         _malformed("the client id")
     if head.prefix.size and (head.prefix.ptr[0] != c'/' or not is_target(head.prefix)):
@@ -337,8 +337,8 @@ cdef int decode_response(const char* data, Py_ssize_t size, ResponseHead* head, 
         _malformed("a status outside 100 to 999")
     if not is_field_value(head.reason):
         _malformed("the reason has a control character")
-    if head.upgrade.size and not is_token(head.upgrade):
-        _malformed("the upgrade is no token")
+    if head.upgrade.size and not is_switchable(head.upgrade):
+        _malformed("the upgrade is no protocol to switch to")
     if (head.status == 101) != (head.upgrade.size > 0):
         _malformed("101 and an upgrade come together or not at all")
     _check_no_te(fields)

@@ -39,7 +39,8 @@ cdef class Exchange(StreamHandler):
         int max_retries
         # state
         Stream stream
-        AgentLink link
+        AgentLink link              # whose stream it is, or was
+        uint32_t stream_id          # of the last stream, 0 before the first
         bint request_ended
         bint head_sent
         bint finished

@@ -30,12 +30,12 @@ cdef double PLACE_SECONDS = 0.02
 cdef double BUDGET_STEP = 0.005
 
 cdef enum:
-    NO_ERROR = 0
+    LEAST_REPLAY = 65536        # bytes of a body: one read, of which a small window takes only a part at first
+
     PROTOCOL_ERROR = 1
     REFUSED = 7
     CANCEL = 8
     TIMEOUT = 32
-    TOO_LARGE = 37
     DRAINING = 38
     SESSION_LOST = 256
 
@@ -138,8 +138,11 @@ cdef class Exchange(StreamHandler):
                                             self.request_ended and not self.has_body and not self.offers_upgrade,
                                             self.is_head, self.length, self.offers_upgrade)
         except StreamError as error:
-            return self._fail(STATUS_OF_CODE.get(error.code, 431), _CAUSES.get(error.code, "http_request_error"),
-                              str(error), "proxy")
+            # TOO_LARGE has no status of its own: here it is the request's head, and not a response's.
+            if error.code in STATUS_OF_CODE:
+                return self._fail(STATUS_OF_CODE[error.code], _CAUSES[error.code], str(error), "proxy")
+            return self._fail(431, "http_request_error", str(error), "proxy")
+        self.stream_id = self.stream.id
         if self.replay is not None:
             for part in self.replay:
                 self.stream.write(part)
@@ -204,7 +207,7 @@ cdef class Exchange(StreamHandler):
             size = len(data)
             if self.stream.acknowledged or self.upgraded:
                 self._drop_replay()
-            elif (self.replay_bytes + size > self.link.session._peer_window
+            elif (self.replay_bytes + size > max(self.link.session._peer_window, <int64_t>LEAST_REPLAY)
                     or not self.table.budget.take(self.table.replay_share, size)):
                 self._drop_replay()
             else:

@@ -191,6 +191,12 @@ cdef bint equals_lower(Slice s, const char* text, Py_ssize_t size) noexcept:
     return True
 
 
+cdef bint is_switchable(Slice s) noexcept:
+    """A protocol that a stream may become: a token, and none that is another HTTP or TLS on the same connection."""
+    return is_token(s) and not (equals_lower(s, b"h2c", 3) or equals_lower(s, b"h2", 2)
+                                or equals_lower(s, b"http", 4) or equals_lower(s, b"tls", 3))
+
+
 cdef bint is_connection_field(Slice name) noexcept:
     """Fields that belong to one connection or to its framing (RFC 9110 §7.6.1, RFC 9112 §6): never on the wire."""
     if name.size == 4:

@@ -41,9 +41,10 @@ def run(arguments: Sequence[str], folders: Sequence[Path]) -> int:
     def on_signal(number: int, _: Any) -> None:
         stop.set()
         if process is not None and process.poll() is None:
-            process.send_signal(number)
+            # The process has no terminal that could be gone.
+            process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, on_signal)
     logger.info("watching %s", ", ".join(str(folder) for folder in folders))
     try:

@@ -7,11 +7,7 @@ Rules that hold here:
   can't be taken is passed over, and whoever waits for it is told.
 """
 
-import os
-
-from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.stdint cimport int64_t, uint8_t
 
 from picows.picows cimport WSFrame, WSMsgType
 
@@ -19,6 +15,7 @@ from backstream._buffer cimport Buffer, append
 from backstream._loop cimport monotonic
 from backstream._seed_session cimport MAX_QUEUED, SeedSession
 from backstream._websocket cimport Carrier, SessionLink
+from backstream._websocket_frames cimport FIN, FrameWriter, mask_payload, put_header
 
 
 cdef enum:
@@ -38,48 +35,26 @@ cdef class SeedCarrier(Carrier):
         cdef SeedSession session = self._session
         cdef char* start = link.loop.message_buffer
         cdef char* at = start
-        cdef char* header
+        cdef FrameWriter writer = link._writer
         cdef Py_ssize_t size
         cdef int opcode = 0
         cdef bint last = False
-        cdef bint masked = link._transport.is_client_side
-        cdef uint32_t mask
+        if link._transport.is_close_frame_sent:
+            return 0        # nothing follows it (RFC 6455 §5.5.1), and the session's end drops what waits
         while at - start < BATCH and not session.congested:
             size = session.next_piece(PIECE, &opcode, &last)
             if size == 0:
                 break
             link.bytes_sent += size
-            header = at
-            at[0] = <char>(opcode | (0x80 if last else 0))
-            if size < 126:
-                at[1] = <char>size
-                at += 2
-            elif size < 65536:
-                at[1] = 126
-                at[2] = <char>(size >> 8)
-                at[3] = <char>size
-                at += 4
-            else:
-                at[1] = 127
-                at[2] = at[3] = at[4] = at[5] = at[6] = 0
-                at[7] = <char>(size >> 16)
-                at[8] = <char>(size >> 8)
-                at[9] = <char>size
-                at += 10
-            if masked:
-                header[1] |= <char>0x80         # RFC 6455 §5.3
-                mask = _new_mask()
-                memcpy(at, &mask, 4)
-                at += 4
-                session.pull_piece(at, size)
-                _apply(at, size, mask)
-            else:
-                session.pull_piece(at, size)
+            at = put_header(at, <uint8_t>(opcode | (FIN if last else 0)), size, writer.masks)
+            session.pull_piece(at, size)
+            if writer.masks:
+                mask_payload(at, size)
             at += size
         if link._guard is not None and link._guard._held and len(session._queue) <= MAX_QUEUED // 2:
             link._guard.hold(False)
         if at != start:
-            link._transport.underlying_transport.write(PyBytes_FromStringAndSize(start, at - start))
+            writer.write(start, at - start)
         return 0
 
     # --- receiving ---
@@ -92,10 +67,11 @@ cdef class SeedCarrier(Carrier):
         if (frame.msg_type == WSMsgType.CONTINUATION) != (link._fragments_at != 0):
             self._session.close(1, "WebSocket fragments out of order", 1002)
             return 0
+        if link._fragments_at or not frame.fin:
+            link.charge_fragment(frame)
+            return 0 if self._session.closed else self._put_together(frame)
         if frame.payload_size == 0:
             self._session.charge_idle_frame()
-        if link._fragments_at or not frame.fin:
-            return self._put_together(frame)
         if frame.payload_size > self._session.max_message:
             return self._session.miss(frame.msg_type == WSMsgType.TEXT, frame.payload_ptr, frame.payload_size,
                                       f"a message of more than {self._session.max_message} bytes")
@@ -197,35 +173,3 @@ cdef int speak_seed(SessionLink link, SeedSession session) except -1:
     link.session = session
     link._carrier = carrier
     return 0
-
-
-# --- masks -------------------------------------------------------------------------------------------------------
-
-cdef bytes _masks = b""
-cdef Py_ssize_t _masks_at = 0
-
-
-cdef uint32_t _new_mask() except? 0:
-    """Four bytes that nobody can foresee (RFC 6455 §10.3)."""
-    global _masks, _masks_at
-    cdef uint32_t mask
-    if _masks_at == len(_masks):
-        _masks = os.urandom(4096)
-        _masks_at = 0
-    memcpy(&mask, <const char*>_masks + _masks_at, 4)
-    _masks_at += 4
-    return mask
-
-
-cdef void _apply(char* data, Py_ssize_t size, uint32_t mask) noexcept nogil:
-    cdef uint64_t wide = <uint64_t>mask | <uint64_t>mask << 32
-    cdef uint64_t word
-    cdef Py_ssize_t i = 0
-    while i + 8 <= size:
-        memcpy(&word, data + i, 8)
-        word ^= wide
-        memcpy(data + i, &word, 8)
-        i += 8
-    while i < size:
-        data[i] = <char>(<uint8_t>data[i] ^ <uint8_t>(mask >> (8 * (i & 3))))
-        i += 1

@@ -24,6 +24,7 @@ from backstream._flow cimport BudgetShare, WindowBudget
 from backstream._grammar cimport equals_lower
 from backstream._seed_codec cimport finish_message, message_size, new_id, pack_message, start_request, start_response
 from backstream._seed_reader cimport SEED_NOTIFY, SEED_REQUEST, SEED_RESPONSE, SeedReader, SeedType, id_at_start
+from backstream._seed_text cimport is_utf8
 from backstream._session cimport Session
 from backstream._slice cimport Slice, bytes_of, equals, slice_of
 from backstream._stream cimport CLOSED, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, SessionOwner, Stream, StreamHandler
@@ -34,6 +35,7 @@ from backstream.errors import STATUS_OF_CODE, ConfigurationError, HeadError, Str
 logger = logging.getLogger("backstream.seed")
 
 cdef enum:
+    PROTOCOL_ERROR = 1
     INTERNAL = 2
     REFUSED = 7
     TIMEOUT = 32
@@ -93,6 +95,8 @@ cdef class SeedStream(Stream):
             return 0
         if self.local_ended():
             raise StreamError(INTERNAL, "body bytes after the end")
+        if not self.opened_here and not self.head_done:
+            raise StreamError(INTERNAL, "body bytes before the head")
         if self.sent_promise >= 0:
             if size > self.sent_promise:
                 raise StreamError(INTERNAL, "more body than was promised")
@@ -102,6 +106,8 @@ cdef class SeedStream(Stream):
     cdef int end(self) except -1:
         if self.local_ended() or self._doom:
             return 0
+        if not self.opened_here and not self.head_done:
+            raise StreamError(INTERNAL, "an end before the head")
         if self.sent_promise > 0:
             raise StreamError(INTERNAL, "less body than was promised")
         return (<SeedSession>self.session)._send(self, SEED_REQUEST if self.opened_here else SEED_RESPONSE)
@@ -186,7 +192,6 @@ cdef class SeedSession(Session):
         self._reader = SeedReader()
         self._queue = deque()
         self._complained = set()
-        self._roomy = []
         self._feeding = []
         self._doomed = []
         self._expecting = []
@@ -263,11 +268,17 @@ cdef class SeedSession(Session):
     cdef int take(self, bint json, const char* data, Py_ssize_t size) except -1:
         """Takes one whole message, in JSON or binary."""
         cdef SeedReader reader = self._reader
+        cdef Slice text
         if self.closed:
             return 0
         try:
             reader.message(json, data, size)
         except HeadError as error:
+            text.ptr = data
+            text.size = size
+            if json and not is_utf8(text):
+                self.close(PROTOCOL_ERROR, "text that is not UTF-8", 1007)      # RFC 6455 §8.1
+                return 0
             self._complain("a message that can't be read", str(error))
             self.charge_idle_frame()
             return 0
@@ -410,15 +421,16 @@ cdef class SeedSession(Session):
             stream.handler = self.owner.accept(stream, &head, end)
             if stream.handler is None and stream.state != CLOSED:
                 stream.reset(REFUSED, "refused")
-            if stream.state == CLOSED:
-                stream.handler = None
+            elif stream.state == CLOSED:
+                if not stream._reset_behind:
+                    stream.handler = None
             elif not end:
                 return self._begin_body(stream, reader.body)
         except StreamError as error:
-            stream.reset(error.code, str(error))
+            self.fail(stream, error.code, str(error))
         except Exception as error:
             self.owner.on_handler_error(stream, error)
-            stream.reset(INTERNAL, "internal error")
+            self.fail(stream, INTERNAL, "internal error")
         return 0
 
     cdef int _set_expiry(self, SeedStream stream, RequestHead* head) except -1:

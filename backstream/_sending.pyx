@@ -31,6 +31,9 @@ cdef enum:
 
 cdef class SendingSession(SessionBase):
 
+    def __cinit__(self):
+        self._roomy = []
+
     cdef int _put_control(self, uint8_t kind, uint8_t flags, uint32_t stream_id, const char* payload,
                           Py_ssize_t size) except -1:
         cdef Py_ssize_t start = self._control.size

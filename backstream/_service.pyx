@@ -106,7 +106,7 @@ cdef class ServiceLink(SessionLink):
         return self.service.open(stream, head, end)
 
     cdef int on_hello(self, object hello) except -1:
-        self._set_deadline()
+        self.hello_came()
         self.agent.session_ready(self)
         return 0
 

@@ -2,8 +2,12 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from backstream._codec cimport FieldArray, Frame, Trailers
 from backstream._sending cimport SendingSession
-from backstream._stream cimport Stream, StreamHandler
+from backstream._stream cimport SessionOwner, Stream, StreamHandler
 from backstream._stream_table cimport StreamTable
+
+
+cdef class FormerOwner(SessionOwner):
+    cdef dict fields
 
 
 cdef class Session(SendingSession):
@@ -13,6 +17,7 @@ cdef class Session(SendingSession):
         # configuration
         readonly object local_hello
         readonly object peer_hello      # None until it came
+        bint wants_pings                # the peer can't see WebSocket pings
         Py_ssize_t _max_frame_size
         uint32_t _max_streams           # that the peer may open
         int64_t _peer_window
@@ -35,6 +40,7 @@ cdef class Session(SendingSession):
                      int64_t length, bint offers_upgrade)
     cdef int receive(self, const char* data, Py_ssize_t size) except -1
     cdef int let_go(self) except -1
+    cdef int ping(self, const char* payload) except -1
 
     cdef int _frame(self, Frame* frame) except -1
     cdef int _session_frame(self, Frame* frame) except -1

@@ -14,8 +14,9 @@ from libc.stdint cimport int64_t, uint32_t
 
 from backstream._buffer cimport Buffer
 from backstream._codec cimport (
-    BODY_CHUNKED, BODY_NONE, BODY_SIZED, FLAG_ACK, FLAG_END_STREAM, FLAG_INTERIM, FRAME_DATA, FRAME_GOAWAY, FRAME_HELLO,
-    FRAME_NOTIFY, FRAME_PING, FRAME_REQUEST, FRAME_RESPONSE, FRAME_TRAILERS, FRAME_WINDOW, MAX_HEAD_SIZE, FieldArray,
+    BODY_CHUNKED, BODY_NONE, BODY_SIZED, FLAG_ACK, FLAG_END_STREAM, FLAG_INTERIM, FRAME_DATA, FRAME_GOAWAY,
+    FRAME_HEADER_SIZE, FRAME_HELLO, FRAME_NOTIFY, FRAME_PING, FRAME_REQUEST, FRAME_RESPONSE, FRAME_TRAILERS,
+    FRAME_WINDOW, MAX_HEAD_SIZE, FieldArray,
     Frame, GoAway, Notify, RequestHead, Reset, ResponseHead, Trailers, decode_goaway, decode_hello, decode_notify,
     decode_request, decode_reset, decode_response, decode_trailers, encode_goaway, encode_hello, encode_notify,
     read_frame, read_u32,
@@ -66,7 +67,12 @@ cdef double BUCKET_REFILL = 200.0   # per second
 KNOWN_CODES = frozenset(int(code) for code in ErrorCode if code < ErrorCode.SESSION_LOST)
 
 
-cdef SessionOwner _NOBODY = SessionOwner()
+cdef class FormerOwner(SessionOwner):
+    """In the place of an owner that is gone, for the log records of what goes on without its session."""
+
+    @property
+    def log_fields(self) -> dict:
+        return self.fields
 
 
 cdef class Session(SendingSession):
@@ -98,11 +104,7 @@ cdef class Session(SendingSession):
         self._next_id = 1 if is_proxy else 2
         self._bucket = BUCKET_SIZE
         self._bucket_at = owner.now()
-        self._control = Buffer()
         self._fields = FieldArray()
-        self._grants = []
-        self._transport_waiters = []
-        self._roomy = []
         cdef bytes payload = encode_hello(hello)
         self._put_control(FRAME_HELLO, 0, 0, payload, len(payload))
 
@@ -226,10 +228,16 @@ cdef class Session(SendingSession):
             raise FrameError(str(error)) from None
         if frame.size != 8:
             raise FrameError("a PING without its 8 bytes", FRAME_SIZE_ERROR)
+        if frame.flags & FLAG_ACK:
+            if not self.owner.on_ping_answer(frame.payload):
+                self._charge(1)
+            return 0
         self._charge(1)
-        if not frame.flags & FLAG_ACK:
-            self._put_control(FRAME_PING, FLAG_ACK, 0, frame.payload, 8)
-        return 0
+        return self._put_control(FRAME_PING, FLAG_ACK, 0, frame.payload, 8)
+
+    cdef int ping(self, const char* payload) except -1:
+        """Sends PING with these 8 bytes; `SessionOwner.on_ping_answer` hears of the answer."""
+        return self._put_control(FRAME_PING, 0, 0, payload, 8)
 
     cdef int _hello(self, Frame* frame) except -1:
         cdef object hello
@@ -248,6 +256,7 @@ cdef class Session(SendingSession):
         self._peer_frame_size = hello.max_frame_size or DEFAULT_FRAME_SIZE
         self._peer_max_streams = min(<uint32_t>hello.max_streams, self.max_opened)
         self.peer_hello = hello
+        self.wants_pings = "ping" in hello.capabilities
         self.owner.on_hello(hello)
         return self.owner.on_capacity()
 
@@ -409,10 +418,12 @@ cdef class Session(SendingSession):
         count = read_u32(frame.payload)
         if count == 0 or count > MAX_CREDIT:
             raise StreamError(PROTOCOL_ERROR, "credit of 0 or above 2147483647")
-        if count < SMALL_GRANT:
-            self._charge(1)
         stream.acknowledged = True
         stream.send_credit += count
+        # But who has a small window grants small parts of it: no less than a quarter, so never less than one of what
+        # the stream then has.
+        if count < SMALL_GRANT and <int64_t>count * 4 < max(stream.send_credit, self._peer_window):
+            self._charge(1)
         if stream.send_credit > MAX_CREDIT:
             raise StreamError(FLOW_CONTROL_ERROR, "credit above 2147483647")
         if stream.send_credit > stream.send_window:
@@ -429,8 +440,10 @@ cdef class Session(SendingSession):
         decode_reset(frame.payload, frame.size, &reset)
         code = reset.code if reset.code in KNOWN_CODES else INTERNAL
         # A stream's opener may give it up with CANCEL or TIMEOUT as often as it likes; the other side's resets are
-        # free where they say how the service failed, since a service that is down fails every request.
-        if code != CANCEL and code != TIMEOUT and (not stream.opened_here or code < TIMEOUT and code != REFUSED):
+        # free where they say how it or its service failed, since one that is broken fails every request. They come
+        # no oftener than this side opens streams. Codes that are not known here yet count as INTERNAL.
+        if code != CANCEL and code != TIMEOUT and (not stream.opened_here
+                                                   or code < TIMEOUT and code != INTERNAL and code != REFUSED):
             self._charge(1)
         self._drop(stream, code, bytes_of(reset.message).decode() if reset.message.size else "")
         return 0
@@ -519,6 +532,11 @@ cdef class Session(SendingSession):
         encode_goaway(out, &goaway)
         self._put_control(FRAME_GOAWAY, 0, 0, out.data, out.size)
 
+    def tell_end(self, int code, str message):
+        """The owner ends the session by itself: GOAWAY says why, also where another went before."""
+        self.leaving = True
+        self._put_goaway(code, message, 0)
+
     def close(self, int code=0, str message="", int close_code=1000):
         """Ends the session: GOAWAY for the peer, then `SessionOwner.on_close`."""
         cdef bint told = self.leaving
@@ -549,16 +567,29 @@ cdef class Session(SendingSession):
 
     cdef int let_go(self) except -1:
         """Its owner is gone, behind `lost`."""
-        self.owner = _NOBODY
+        cdef FormerOwner former = FormerOwner.__new__(FormerOwner)
+        former.fields = self.owner.log_fields
+        self.owner = former
         return 0
 
     def notify(self, str content_type, bytes data):
-        """Sends a one-way event. Raises StreamError (TOO_LARGE) when it exceeds the peer's largest frame."""
+        """Sends a one-way event.
+
+        Raises StreamError: TOO_LARGE where it exceeds the peer's largest frame, REFUSED where the session is over or
+        half of what may wait for the peer waits already. The rest is left to what the peer asks for, since beyond the
+        whole of it the session ends.
+        """
         cdef Buffer out = Buffer()
         cdef bytes kind = content_type.encode()
+        cdef int64_t waiting = self._control.size
         encode_notify(out, slice_of(kind), slice_of(data))
         if out.size > (self._peer_frame_size or DEFAULT_FRAME_SIZE):
             raise StreamError(TOO_LARGE, f"an event of more than {self._peer_frame_size} bytes")
+        if self.congested:      # otherwise it leaves in this turn
+            waiting += FRAME_HEADER_SIZE + out.size
+        if (self.closed or waiting > self._max_waiting_bytes // 2
+                or self.congested and self._control_frames >= self._max_waiting_frames // 2):
+            raise StreamError(REFUSED, "the session takes no more events")
         self._put_control(FRAME_NOTIFY, 0, 0, out.data, out.size)
 
     def charge_idle_frame(self):

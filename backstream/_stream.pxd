@@ -34,6 +34,7 @@ cdef class SessionOwner:
     cdef int on_capacity(self) except -1
     cdef int on_close(self, uint32_t code, str message, int close_code) except -1
     cdef int on_handler_error(self, Stream stream, object error) except -1
+    cdef bint on_ping_answer(self, const char* payload) except -1
     cdef int on_time(self, double at) except -1
 
 

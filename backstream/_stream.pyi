@@ -1,5 +1,8 @@
 class StreamHandler: ...
-class SessionOwner: ...
+
+class SessionOwner:
+    @property
+    def log_fields(self) -> dict[str, str | None]: ...
 
 class SessionBase:
     round_trip: float

@@ -74,6 +74,11 @@ cdef class StreamHandler:
 cdef class SessionOwner:
     """Carries a session's bytes and owns its policy; a transport derives from it."""
 
+    @property
+    def log_fields(self) -> dict:
+        """What log records about the session carry."""
+        return {}
+
     cdef double now(self) noexcept:
         """Monotonic seconds."""
         return 0.0
@@ -111,12 +116,22 @@ cdef class SessionOwner:
         """A handler raised something that is no StreamError: a defect to be logged."""
         return 0
 
+    cdef bint on_ping_answer(self, const char* payload) except -1:
+        """The answer to a PING came, 8 bytes; false where nobody waited for it."""
+        return False
+
     cdef int on_time(self, double at) except -1:
         """The session has something to do at `at`, in seconds of `now`."""
         return 0
 
 
 cdef class SessionBase:
+
+    def __cinit__(self):
+        # Here, since not every session fills them: what looks into one that is None brings down the process.
+        self._control = Buffer()
+        self._grants = []
+        self._transport_waiters = []
 
     cdef int hold_place(self) except -1:
         """Keeps a place among the peer's streams for work that goes on after its stream was aborted."""

@@ -40,6 +40,7 @@ cdef class TlsTransport(_TransportBase):
         # state
         TlsState _state
         bint _reading                   # the protocol above wants bytes
+        bint _filled                    # the last read took all that it could: the socket may have more
         bint _delivering
         bint _scheduled                 # `_deliver_later` is on the loop's list
         bint _peer_ended                # the peer's close_notify came
@@ -50,6 +51,8 @@ cdef class TlsTransport(_TransportBase):
         bytes _rest                     # plaintext that had to be taken out before our close_notify
         object _error                   # why the connection broke
 
+    cdef bint may_have_more(self) noexcept
+    cdef bint has_unread(self) except -1
     cdef int send(self, const char* data, Py_ssize_t size) except -1
     cdef int _handshake(self) except -1
     cdef int _deliver(self) except -1

@@ -91,6 +91,7 @@ cdef class TlsTransport(_TransportBase, asyncio.BufferedProtocol):
     def buffer_updated(self, Py_ssize_t nbytes):
         if self._peer_ended or self._state >= TLS_CLOSING:
             return
+        self._filled = nbytes == PIECE
         self._incoming.write(self.loop.read_view[:nbytes])
         if self._state == TLS_HANDSHAKE:
             self._handshake()
@@ -172,6 +173,14 @@ cdef class TlsTransport(_TransportBase, asyncio.BufferedProtocol):
         return 0
 
     # --- reading ---
+
+    cdef bint may_have_more(self) noexcept:
+        """Whether something may lie behind what was delivered last; where not, that is known without a look."""
+        return self._filled or self._peer_ended or self._raw_ended
+
+    cdef bint has_unread(self) except -1:
+        """Whether there are bytes here that were not delivered, or an end; the socket may have some beside that."""
+        return self._peer_ended or self._raw_ended or self._pending()
 
     cdef int _deliver(self) except -1:
         """Hands on what came, as far as the protocol above reads."""

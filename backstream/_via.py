@@ -14,7 +14,7 @@ import urllib.request
 from urllib.parse import unquote
 
 from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError, ProxyType
-from python_socks.async_.asyncio import Proxy
+from python_socks.async_.asyncio import Proxy as ForwardProxy
 
 from backstream.config import DIRECT, ProxyUrl, Via, parse_via
 from backstream.errors import ConfigurationError, ConnectionFailed
@@ -48,7 +48,7 @@ def _is_local(host: str) -> bool:
 async def connect_via(via: Via, host: str, port: int) -> socket.socket:
     """A connection to `host` through `via`. The caller limits the time. Raises ConnectionFailed."""
     user, password = (unquote(via.user), unquote(via.password)) if via.user else (None, None)
-    proxy = Proxy(
+    proxy = ForwardProxy(
         proxy_type=TYPES[via.scheme],
         host=via.host,
         port=via.port,

@@ -1,10 +1,11 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from picows.picows cimport WSFrame, WSListener, WSTransport
+from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSTransport
 
 from backstream._buffer cimport Buffer
 from backstream._loop cimport LoopMember, LoopState
 from backstream._session cimport Session
 from backstream._stream cimport SessionOwner
+from backstream._websocket_frames cimport FrameWriter
 
 
 cdef class Carrier:
@@ -36,11 +37,14 @@ cdef class SessionLink(SessionOwner):
         double _message_timeout
         # state
         WSTransport _transport
+        FrameWriter _writer
         Carrier _carrier                # None on the native wire
         LinkMember _member
         LinkListener _listener
         ReadGuard _guard
         bint _closing                   # the close frame is sent, or about to be
+        bint _broken                    # the peer broke a rule that picows watches over, and was told so
+        bint _says_close                # a close frame that picows makes is one that it was asked for
         bint _lost
         bint _pauses_late               # the transport says that it is full when it is asked, and not before
         bint _slow                      # the transport was full since it was last empty
@@ -52,6 +56,7 @@ cdef class SessionLink(SessionOwner):
         uint64_t _ping_bytes            # of messages in both directions, before it
         int _first_pings                # that are still to come soon, for a first idea of the round trip
         double _fragments_at
+        int _small_fragments            # of the message that comes in pieces
         # counters
         readonly uint64_t bytes_received    # of messages, without WebSocket's own
         readonly uint64_t bytes_sent
@@ -66,8 +71,12 @@ cdef class SessionLink(SessionOwner):
     cdef int flush(self) except -1
     cdef int deadline(self) except -1
     cdef int lose(self, str message) except -1
+    cdef int control(self, bytes frame) except -1
     cdef int end(self, int close_code, str reason) except -1
     cdef int greeted(self) except -1
+    cdef int charge_fragment(self, WSFrame frame) except -1
+    cdef int _send_close(self, WSCloseCode code, bytes reason) except -1
+    cdef int hello_came(self) except -1
     cdef int _send_ping(self) except -1
     cdef int _set_deadline(self) except -1
     cdef int lost(self, str message) except -1
@@ -118,6 +127,8 @@ cdef class ReadGuard(_ProtocolBase):
     cdef int pass_on(self, const char* data, Py_ssize_t size) except -1
     cdef int next_turn(self) except -1
     cdef int take_first(self) except -1
+    cdef int feed(self, bytes data) except -1
+    cdef int _judge(self) except -1
     cdef int _take(self, Py_ssize_t nbytes) except -1
 
 

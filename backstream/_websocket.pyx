@@ -4,7 +4,8 @@ Rules that hold here:
 - Whatever a session has to say in one turn of the loop leaves as few messages as it takes, in one flush.
 - DATA waits while the transport is above its high-water mark; reading never does.
 - Any byte is a sign of life; ours is a WebSocket ping, which also measures the round trip.
-- `WSProtocol` is no documented part of picows: it is used in this file only, and a test says when it changes.
+- What picows does not document of itself, `WSProtocol` and how its `WSTransport` writes, is used in this file only, and
+  tests say when it changes. It reads frames and makes those of control; messages are written without it.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from backstream._loop cimport READ_SIZE, LoopMember, LoopState, monotonic
 from backstream._session cimport Session
 from backstream._stream cimport SessionOwner
 from backstream._tls cimport TlsTransport
+from backstream._websocket_frames cimport FrameWriter
 
 from backstream._http._handshake import plain_connection
 from backstream._tls import connect_tls
@@ -41,6 +43,9 @@ cdef extern from "<sys/socket.h>" nogil:
     int setsockopt(int fd, int level, int name, const void* value, unsigned int size)
 
 cdef enum:
+    PROTOCOL_ERROR = 1
+    INTERNAL = 2
+
     HIGH_WATER = 131072             # bytes in the transport's buffer
     LOW_WATER = 32768
     SLOW_MESSAGE = 32768            # bytes of DATA in a message while the transport is slow to drain
@@ -58,6 +63,8 @@ cdef enum:
     # kernel's segmentation, which have 65,536 bytes at most. The rest of a larger one would be a segment of its own.
     MESSAGE_BYTES = 65408
     MAX_ANSWER = 16384              # bytes of an answer's head, from where on picows refuses it
+    SMALL_FRAGMENT = 128            # bytes
+    FREE_SMALL_FRAGMENTS = 8        # of a message, such as headers that come by themselves
     LONGEST_UNCUT = 65536           # bytes of a frame; a multiple of four, so that the mask goes on as it is
 
 cdef double CLOSE_SECONDS = 2.0     # for the peer to answer a close frame
@@ -110,26 +117,39 @@ cdef class LinkMember(LoopMember):
 
 
 cdef class LinkListener(WSListener):
-    """picows' view of a link."""
+    """picows' view of a link; of one that has let go it hears no more."""
 
     cpdef on_ws_connected(self, WSTransport transport):
-        self.link.connected(transport)
+        if self.link is None:
+            transport.disconnect(False)
+        else:
+            self.link.connected(transport)
 
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
-        self.link.frame(frame)
+        if self.link is not None:
+            self.link.frame(frame)
 
     cpdef on_ws_disconnected(self, WSTransport transport):
-        self.link.lose("the connection was lost")
+        if self.link is not None:
+            self.link.lose("the connection was lost")
+
+    def control(self, frame):
+        """picows' way to the socket."""
+        if self.link is not None:
+            self.link.control(bytes(frame))
 
     cpdef pause_writing(self):
+        if self.link is None:
+            return
         self.link._slow = True
         self.link.session.set_congested(True)
         if self.link._carrier is not None:
             self.link._carrier.paused()
 
     cpdef resume_writing(self):
-        self.link.session.set_congested(False)
-        self.link.wake()
+        if self.link is not None:
+            self.link.session.set_congested(False)
+            self.link.wake()
 
 
 cdef class FrameCutter:
@@ -301,10 +321,7 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
             self._buffer_updated(nbytes)
         if self._link._transport is None:
             return 0
-        if self._link._transport.is_close_frame_sent and not self._link._closing and not self._link._lost:
-            # picows has said what is wrong, and would go on reading.
-            self._link._transport.disconnect()
-            self._link.lose("the peer broke the WebSocket protocol")
+        self._judge()
         if nbytes < self._offered and not self._decrypts:
             # The socket is empty.
             self._turn_bytes = 0
@@ -315,6 +332,22 @@ cdef class ReadGuard(_ProtocolBase, asyncio.BufferedProtocol):
             self._paused = True
             self._link._transport.underlying_transport.pause_reading()
             self._link.loop.schedule_flush(self._link._member)
+        return 0
+
+    cdef int feed(self, bytes data) except -1:
+        """Takes what was read before the connection was this guard's."""
+        cdef FrameCutter cutter = self._cutter
+        if cutter is not None:
+            cutter.take(self, data, len(data))
+        else:
+            self.pass_on(data, len(data))
+        return 0 if self._link._transport is None else self._judge()
+
+    cdef int _judge(self) except -1:
+        if self._link._broken and not self._link._lost:
+            # What is wrong was said, and picows would go on reading.
+            self._link._transport.disconnect()
+            self._link.lose("the peer broke the WebSocket protocol")
         return 0
 
     cdef int pass_on(self, const char* data, Py_ssize_t size) except -1:
@@ -425,6 +458,10 @@ cdef class SessionLink(SessionOwner):
         cdef object raw = transport.underlying_transport
         cdef object sock = raw.get_extra_info("socket")
         self._transport = transport
+        self._writer = FrameWriter(raw, transport.is_client_side, transport.is_secure)
+        # As under TLS it does not write to the socket then: whatever it makes, be it on its own, comes here.
+        transport.is_secure = True
+        transport._tr_write = self._listener.control
         self._received_at = monotonic()
         raw.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         self._pauses_late = PAUSES_LATE and type(raw).__module__ == "asyncio.selector_events"
@@ -507,7 +544,8 @@ cdef class SessionLink(SessionOwner):
                 self.loop.pulling = False
             if size == 0:
                 break
-            self._transport.send_reuse_external_buffer(WSMsgType.BINARY, message, size)
+            if not self._transport.is_close_frame_sent:
+                self._writer.message(message, size)
             if self._pauses_late:
                 self._transport.underlying_transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
             sent += size
@@ -519,9 +557,33 @@ cdef class SessionLink(SessionOwner):
                 and self._transport.underlying_transport.get_write_buffer_size() == 0):
             self._slow = False
 
+    cdef int control(self, bytes frame) except -1:
+        """picows has made a control frame: one that it was asked for, or a close frame since it can't read on."""
+        if frame[0] & 0x0f == WSMsgType.CLOSE and not self._says_close:
+            self._break_off(self._writer.payload_of(frame))
+        self._writer.control(frame)
+        return 0
+
+    def _break_off(self, bytes close):
+        """The peer broke a rule of RFC 6455's that picows watches over: it is told as of others. close: the payload."""
+        cdef int close_code = int.from_bytes(close[:2], "big")
+        cdef str why = close[2:].decode("utf-8", "replace")
+        self._broken = True
+        if self._lost or self.session.closed:
+            return
+        logger.info("session of %s ends: %s", self.name, why, extra=self.log_fields)
+        if self._carrier is None:
+            self.session.tell_end(INTERNAL if close_code == WSCloseCode.INTERNAL_ERROR else PROTOCOL_ERROR, why)
+            self.flush_early()
+
+    cdef int _send_close(self, WSCloseCode code, bytes reason) except -1:
+        self._says_close = True
+        self._transport.send_close(code, reason)
+        return 0
+
     cdef int end(self, int close_code, str reason) except -1:
         """Sends a close frame and gives the peer a moment to answer it."""
-        self._transport.send_close(<WSCloseCode>close_code, reason.encode()[:120])
+        self._send_close(<WSCloseCode>close_code, reason.encode()[:120])
         if self.session.congested:
             self.abort("the peer does not read")
             return 0
@@ -541,7 +603,7 @@ cdef class SessionLink(SessionOwner):
             return 0
         if kind == WSMsgType.CLOSE:
             if not self._transport.is_close_frame_sent:
-                self._transport.send_close(_close_answer(frame))
+                self._send_close(_close_answer(frame), b"")
             # Gracefully only where nothing waits: no deadline watches over the socket from here on.
             self._transport.disconnect(self._transport.underlying_transport.get_write_buffer_size() == 0)
             self.lose(f"the peer closed the session ({<int>frame.get_close_code()})")
@@ -576,6 +638,9 @@ cdef class SessionLink(SessionOwner):
         if (frame.msg_type == WSMsgType.CONTINUATION) != (self._fragments_at != 0):
             self.session.close(1, "WebSocket fragments out of order", 1002)
             return
+        self.charge_fragment(frame)
+        if self.session.closed:
+            return
         if self._fragments.size + frame.payload_size > MAX_MESSAGE_SIZE:
             self.session.close(1, "a message of more than 262144 bytes", 1009)
             return
@@ -588,6 +653,21 @@ cdef class SessionLink(SessionOwner):
             self._fragments_at = monotonic()
             self._set_deadline()
 
+    cdef int charge_fragment(self, WSFrame frame) except -1:
+        """A fragment costs as much work as a whole frame: those that bring nothing, or many that bring little, cost."""
+        cdef bint costs = False
+        if frame.payload_size == 0:
+            # But an empty one may end a message: senders that write in pieces do not know their last one before.
+            costs = not frame.fin or self._fragments.size == 0
+        elif not frame.fin and frame.payload_size < SMALL_FRAGMENT:
+            self._small_fragments += 1
+            costs = self._small_fragments > FREE_SMALL_FRAGMENTS
+        if frame.fin:
+            self._small_fragments = 0
+        if costs:
+            self.session.charge_idle_frame()
+        return 0
+
     def _ping(self, WSFrame frame):
         """Answers a ping, unless the peer reads nothing: then its pongs would only gather here."""
         self.session.charge_idle_frame()
@@ -595,28 +675,31 @@ cdef class SessionLink(SessionOwner):
             self._transport.send_pong(frame.get_payload_as_bytes())
 
     def _pong(self, WSFrame frame):
+        if frame.payload_size != 8 or not self.on_ping_answer(frame.payload_ptr):
+            self.session.charge_idle_frame()    # nobody waits for it
+
+    cdef bint on_ping_answer(self, const char* payload) except -1:
         cdef double sent, sample
         cdef uint64_t moved
-        if not self._ping_sent_at:
-            self.session.charge_idle_frame()    # nobody asked for it
-        if frame.payload_size == 8 and self._ping_sent_at:
-            sent = struct.unpack("=d", frame.get_payload_as_bytes())[0]
-            if sent == self._ping_sent_at:
-                sample = monotonic() - sent
-                # Near the shortest of late: what a queue adds must not make the windows that fill it grow. So a longer
-                # one counts for next to nothing where bulk was on its way with it.
-                if self.session.round_trip == 0 or sample < self.session.round_trip:
-                    self.session.round_trip = sample
-                else:
-                    moved = self.bytes_sent + self.bytes_received - self._ping_bytes
-                    self.session.round_trip += (sample - self.session.round_trip) / (8 if moved < QUIET_BYTES else 64)
-                self._ping_sent_at = 0
-                if self._first_pings:
-                    self._first_pings -= 1
-                    if self.loop.has_queue():
-                        self._first_pings = 0       # of many agents that come at once each would cost three more
-                    else:
-                        self._send_ping()
+        memcpy(&sent, payload, 8)
+        if not self._ping_sent_at or sent != self._ping_sent_at:
+            return False
+        sample = monotonic() - sent
+        # Near the shortest of late: what a queue adds must not make the windows that fill it grow. So a longer one
+        # counts for next to nothing where bulk was on its way with it.
+        if self.session.round_trip == 0 or sample < self.session.round_trip:
+            self.session.round_trip = sample
+        else:
+            moved = self.bytes_sent + self.bytes_received - self._ping_bytes
+            self.session.round_trip += (sample - self.session.round_trip) / (8 if moved < QUIET_BYTES else 64)
+        self._ping_sent_at = 0
+        if self._first_pings:
+            self._first_pings -= 1
+            if self.loop.has_queue():
+                self._first_pings = 0       # of many agents that come at once each would cost three more
+            else:
+                self._send_ping()
+        return True
 
     cdef int greeted(self) except -1:
         """The first bytes have had their turn: how long they waited for it is no part of the round trip."""
@@ -632,8 +715,16 @@ cdef class SessionLink(SessionOwner):
         self._ping_at = now + self._ping_interval
         self._ping_sent_at = now
         self._ping_bytes = self.bytes_sent + self.bytes_received
+        if self.session.wants_pings:
+            return self.session.ping(<const char*>&now)
         self._transport.send_ping(struct.pack("=d", now))
         return 0
+
+    cdef int hello_came(self) except -1:
+        """The session has its peer's HELLO: what may follow has other time limits."""
+        if self.session.wants_pings:
+            self._send_ping()       # it has not seen the first one
+        return self._set_deadline()
 
     cdef int _set_deadline(self) except -1:
         cdef double now = monotonic()
@@ -698,12 +789,20 @@ cdef class SessionLink(SessionOwner):
         return 0
 
     cdef int let_go(self) except -1:
-        """The connection is gone: parts that refer to each other are freed at once, not by some late collection."""
+        """The link is lost: parts that refer to each other are freed at once, not by some late collection."""
+        if self._member.link is None:
+            return 0
         self.session.let_go()
         self._member.link = None
         self._listener.link = None
         self._guard = None
         return 0
+
+    def discard(self, str message):
+        """Ends a link that has no connection which would, or is not to wait for its end."""
+        if not self._lost:
+            self.abort(message)
+        self.let_go()
 
     @property
     def listener(self) -> WSListener:
@@ -729,6 +828,7 @@ def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
     """
     cdef bint native = link._carrier is None
     cdef FrameCutter cutter
+    cdef ReadGuard guard
 
     def answer(request):
         response = WSUpgradeResponse.create_101_response([("Sec-WebSocket-Protocol", SUBPROTOCOL)] if native else [])
@@ -742,8 +842,8 @@ def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
     transport.set_protocol(guard)
     guard.connection_made(transport)
     # Not the path that was asked for: picows has a limit of its own, below the proxy's.
-    _feed(guard, b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-                 b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key + b"\r\n\r\n")
+    guard.feed(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+               b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key + b"\r\n\r\n")
     if link._transport is None:
         transport.abort()
         link.lose("the handshake failed")
@@ -753,20 +853,9 @@ def accept_websocket(object transport, SessionLink link, bytes key, bytes rest):
         cutter = FrameCutter()
         cutter.max_frame_size = link._carrier.max_frame_size
         guard._cutter = cutter
-    _feed(guard, rest)
+    guard.feed(rest)
     guard._spread = native
     return guard
-
-
-def _feed(ReadGuard guard, bytes data):
-    at = 0
-    while at < len(data):
-        view = guard.get_buffer(-1)
-        size = min(len(view), len(data) - at)
-        view[:size] = data[at:at + size]
-        view.release()
-        guard.buffer_updated(size)
-        at += size
 
 
 async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t max_frame_size=0, sock=None):
@@ -779,7 +868,7 @@ async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t ma
     """
     cdef ReadGuard guard
     loop = asyncio.get_running_loop()
-    protocol = WSProtocol(url.authority, url.path, True, lambda: link.listener, _picows_logger, True, None, False,
+    protocol = WSProtocol(url.authority, url.path, True, _listener_of(link), _picows_logger, True, None, False,
                           10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False,
                           max(max_frame_size, <Py_ssize_t>MAX_MESSAGE_SIZE), headers, FIRST_READ_BUFFER)
     guard = ReadGuard(protocol, link)
@@ -801,6 +890,11 @@ async def dial_websocket(SessionLink link, url, list headers, tls, Py_ssize_t ma
     # Nobody waits for it; without this the loop would log what the peer did wrong as if it were a defect.
     (<WSTransport>protocol.transport).disconnected_future.add_done_callback(_retrieve)
     return protocol.transport
+
+
+def _listener_of(SessionLink link):
+    """What picows asks for the listener: it keeps that, which must not keep all that `dial_websocket` knows."""
+    return lambda: link.listener
 
 
 def _retrieve(future):

@@ -148,6 +148,26 @@ class Agent:
             self._tls = client_context(settings.ca, settings.client_cert, settings.client_key)
             self._tls_stamp = now
 
+    def reload_tls(self) -> bool:
+        """Reads the files of TLS towards the proxy again, for the next dial; a session that is open goes on as it is.
+
+        It happens by itself before each dial where they have changed: this tells at once whether they can be used.
+        Returns whether they can: what can't is logged as an error, and what was read before stays.
+        """
+        settings = self.settings
+        files = [path for path in (settings.ca, settings.client_cert, settings.client_key) if path is not None]
+        self._tls_stamp = None
+        try:
+            self._read_tls()
+        except ConfigurationError as error:
+            logger.error("TLS stays as it was: %s", error, extra=self._log_fields)
+            return False
+        if files and self._tls is not None:
+            logger.info("the files of TLS were read again: %s", ", ".join(files), extra=self._log_fields)
+        else:
+            logger.info("no file of TLS is to be read again", extra=self._log_fields)
+        return True
+
     def _make_service(self) -> Service:
         if self._function is not None:
             return function_service(self._function, self.settings)
@@ -182,6 +202,7 @@ class Agent:
             if self._runner is not None:
                 self._runner.cancel()
                 await asyncio.gather(self._runner, return_exceptions=True)
+                self._runner = None  # whose exception holds on to where it was
             for link in list(self._links):
                 link.session.close(0, "the agent has stopped", 1001)
             await self._without_links(CLOSE_SECONDS)
@@ -253,9 +274,10 @@ class Agent:
 
         Raises ConnectionFailed while there is no session, StreamError when the session can't take it.
         """
-        if self._current is None or not self.connected:
+        ready = [link for link in self._ready if not link.session.closed]
+        if not ready or self._closing:
             raise ConnectionFailed("there is no session with the proxy")
-        self._current.session.notify(content_type, data)
+        max(ready, key=lambda link: link.since).session.notify(content_type, data)
 
     # --- connecting ---
 
@@ -264,19 +286,20 @@ class Agent:
         failures = 0
         while not self._leaving:
             self._changed.clear()
+            link = None
             try:
                 link = await self._dial()
             except ConnectionFailed as error:
                 failures += 1
                 wait = self._back_off(failures, refused=error.refused)
                 logger.warning("%s; next try in %.1f s", error, wait, extra=self._log_fields)
-                await asyncio.sleep(wait)
-                continue
             except Exception:
                 # A defect: the agent goes on trying all the same.
                 failures += 1
                 wait = self._back_off(failures, refused=True)
                 logger.exception("dialling failed; next try in %.1f s", wait, extra=self._log_fields)
+            if link is None:
+                # Not above: the exception, and all that it holds, would stay as long.
                 await asyncio.sleep(wait)
                 continue
             self._current = None if link.is_lost else link
@@ -323,6 +346,19 @@ class Agent:
             self._generation,
             None if settings.session.wire == "native" else (self._seed_budget, settings.request_timeout),
         )
+        try:
+            await self._open(link)
+        except BaseException:
+            link.discard("it did not come about")
+            raise
+        if not link.is_lost:
+            self._links.add(link)
+            link.begin_service()
+        return link
+
+    async def _open(self, link: ServiceLink) -> None:
+        """Makes the link's WebSocket. Raises ConnectionFailed."""
+        settings = self.settings
         where = _without_query(settings.proxy_url)
         offered = [] if settings.session.wire == "seed" else [("Sec-WebSocket-Protocol", SUBPROTOCOL)]
         named = [] if settings.client_id is None else [("x-backstream-client-id", settings.client_id)]
@@ -357,10 +393,6 @@ class Agent:
             raise ConnectionFailed(f"{where} {link.fault}", refused=True)
         if transport.response is None or transport.is_disconnected:
             raise ConnectionFailed(f"{where} closed the connection during the handshake")
-        if not link.is_lost:
-            self._links.add(link)
-            link.begin_service()
-        return link
 
     async def _context(self) -> ssl.SSLContext | None:
         """The context for one dial."""

@@ -123,9 +123,13 @@ class ProxyApp(Proxy):
         event = await receive()
         if event["type"] != "websocket.connect":
             return
-        _, target = _target(scope)
+        root_path, target = _target(scope)
+        agent_path = self.settings.agent_path.encode()
         try:
-            if target.partition(b"?")[0] != self.settings.agent_path.encode():
+            if target.partition(b"?")[0] != agent_path:
+                if SUBPROTOCOL in (scope.get("subprotocols") or ()):
+                    where = (root_path + agent_path).decode("latin-1")
+                    raise MessageError(404, f"agents connect at {where}", "destination_not_found")
                 raise MessageError(501, "WebSockets of clients are not passed on from here", "http_upgrade_failed")
             link = self._accept(scope)
         except MessageError as error:
@@ -138,7 +142,7 @@ class ProxyApp(Proxy):
         try:
             await link.wait_ended()
         finally:
-            link.abort("the ASGI server ended it")
+            link.discard("the ASGI server ended it")
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -244,6 +248,7 @@ async def _write_messages(link: AppLink, send: Send) -> None:
                 link.set_pending(False)
             event = link.close_event
             if event is not None:
+                loop.call_soon(link.set_pending, True)
                 await send(event)
                 link.abort("the session is closed")
                 return

@@ -72,7 +72,8 @@ def _load_identity(context: ssl.SSLContext, cert_name: str, cert: str, key_name:
     try:
         context.load_cert_chain(cert, key, password=refuse)
     except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
+        # The latter where they are of different kinds, such as RSA and EC.
+        if error.reason in ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
             raise ConfigurationError(f"{key_name}: {key} is not the key of the certificate in {cert}") from None
         raise ConfigurationError(
             f"{cert_name}, {key_name}: {cert} and {key} are not a certificate and a key in PEM"

@@ -3,7 +3,8 @@
 A setting's flag is made from its field in `backstream.config`; nothing about it is written here again. A
 value comes from the flag, else from the environment (BACKSTREAM_<FLAG>), else from the command's table in
 the file that `--config` names, else it is the field's default. What the user got wrong costs one line on
-stderr and exit status 2; what the system refuses (a port in use), one line and status 1.
+stderr and exit status 2; what the system refuses (a port in use), one line and status 1. Where the logs are
+JSON and have begun, that line is a record of theirs.
 """
 
 from __future__ import annotations
@@ -77,11 +78,17 @@ METAVARS: Final = {
 FIRST_INHERITED: Final = 3
 """The descriptor of the first socket that a supervisor hands over (sd_listen_fds(3))."""
 NOT_IN_FILE: Final = frozenset({"config", "help", "once"})
+JSON_LOGS: Final = "backstream.json_logs"
+"""In `click.Context.meta`: the logs have begun, and are JSON."""
+KUBERNETES: Final = re.compile(
+    r"BACKSTREAM_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes sets in every pod where a Service's name begins like our variables do."""
 SETTINGS_HELP: Final = """Each flag is also an environment variable (--log-level is BACKSTREAM_LOG_LEVEL)
 and a key of the table [{name}] in the TOML file that --config names (log-level = "debug"). The flag wins over
 the variable, the variable over the file."""
-LISTS_HELP: Final = """Flags marked with "..." may be given again; their variables take commas between the values,
-their keys in the file are arrays."""
+LISTS_HELP: Final = """Flags marked with "..." may be given again; their variables take commas between the values
+(or line ends, where the flag says so), their keys in the file are arrays."""
 UNITS_HELP: Final = """A DURATION is written like 300ms, 3s or 1h2m3.5s, a SIZE like 65536, 64KiB or 16MiB."""
 
 
@@ -134,7 +141,7 @@ class Value(ParamType):
 
     def split_envvar_value(self, rv: str) -> list[str]:
         """The values of a setting that may have many."""
-        return [each for each in (part.strip() for part in rv.split(",")) if each]
+        return [each for each in (part.strip() for part in rv.split(self.option.separator)) if each]
 
 
 class SettingOption(click.Option):
@@ -171,6 +178,13 @@ class SettingsCommand(click.Command):
             raise click.UsageError(_as_flags(str(error)), ctx) from None
         except BackstreamError as error:
             raise Failure(str(error)) from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:
+            if not ctx.meta.get(JSON_LOGS):
+                raise
+            logging.getLogger(f"backstream.{self.name}").exception("ended by an exception")
+            return 1
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -357,13 +371,39 @@ def _settings(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def _prepare(log_format: logs.LogFormat, log_level: str) -> None:
-    logs.configure(log_format, log_level)
+    json = logs.configure(log_format, log_level)
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.meta[JSON_LOGS] = json
+        _warn_of_unknown_variables(logging.getLogger(f"backstream.{context.info_name}"))
     # Every client, agent and upstream connection is an open file; soft limits of 1,024 are still usual.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         # Not fatal: some systems do not allow it, and the soft limit may do.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _warn_of_unknown_variables(log: logging.Logger) -> None:
+    """One line for variables that look like ours and are none. They are no mistake for sure: others set some, too."""
+    known = [str(param.name).upper() for command in cli.commands.values() for param in command.params if param.envvar]
+    prefix, found = _environment(""), []
+    for name in sorted(os.environ):
+        rest = name.removeprefix(prefix)
+        if rest != name and rest not in known and not KUBERNETES.fullmatch(name):
+            near = difflib.get_close_matches(rest, known, n=1, cutoff=0.75)
+            found.append(f"{name} (did you mean {prefix}{near[0]}?)" if near else name)
+    if found:
+        log.warning("the environment has variables that nothing here reads: %s", ", ".join(found))
+
+
+def _has_terminal() -> bool:
+    """Whether the process has a controlling terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _run(main: Callable[[], Any]) -> int:
@@ -378,15 +418,17 @@ async def _serve(
     started: Callable[[], None] | None = None,
     on_hangup: Callable[[], object] | None = None,
 ) -> int:
-    """Run `service` until a signal: the first drains it, the second closes it at once; SIGHUP calls `on_hangup`.
+    """Run `service` until a signal: the first drains it, the second closes it at once.
 
-    Returns the exit status: 0 after a drain, 128 and the signal's number after a second one, 1 when the
-    service stopped by itself.
+    SIGHUP calls `on_hangup`; when the terminal that it was started in is gone, it is a signal to end like the others
+    (but for nohup). Returns the exit status: 0 after a drain, 128 and the signal's number after a second one, 1 when
+    the service stopped by itself.
     """
     log = logging.getLogger(f"backstream.{name}")
     loop = asyncio.get_running_loop()
     first, second = asyncio.Event(), asyncio.Event()
     received = [0]
+    ends_with_terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
 
     def on_signal(number: int) -> None:
         if not first.is_set():
@@ -398,10 +440,17 @@ async def _serve(
         received[0] = number
         second.set()
 
+    def on_sighup() -> None:
+        if ends_with_terminal and not _has_terminal():
+            on_signal(signal.SIGHUP)
+        elif on_hangup is not None:
+            on_hangup()
+        else:
+            log.info("SIGHUP: there is nothing to read again")
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    if on_hangup is not None:
-        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    loop.add_signal_handler(signal.SIGHUP, on_sighup)
     try:
         if not await _unless(first, service.start()):
             return 0
@@ -488,8 +537,7 @@ def _proxy(log_format: logs.LogFormat, log_level: str, **values: Any) -> int:
     async def run() -> int:
         try:
             proxy = Proxy(settings, sockets=sockets)
-            reload = proxy.reload_tls if settings.tls_cert is not None else None
-            return await _serve("proxy", proxy, settings.drain_timeout, on_hangup=reload)
+            return await _serve("proxy", proxy, settings.drain_timeout, on_hangup=proxy.reload_tls)
         except OSError as error:
             raise _cannot_listen(error, settings.listen, settings.agent_listen) from None
 
@@ -512,17 +560,18 @@ def _agent(
     settings = _settings(AgentSettings, values)
     if reload_dir and reload is None:
         raise click.UsageError("--reload-dir needs --reload")
+    if reload and app is None:
+        raise click.UsageError("--reload needs --app: an upstream is another's process")
     _prepare(log_format, log_level)
     if reload:
-        if app is None:
-            raise click.UsageError("--reload needs --app: an upstream is another's process")
         return _reload([Path(folder) for folder in reload_dir or (app_dir,)])
     if app is not None:
         sys.path.insert(0, os.path.abspath(app_dir))
 
     async def run() -> int:
         try:
-            return await _serve("agent", Agent(settings), settings.drain_timeout)
+            agent = Agent(settings)
+            return await _serve("agent", agent, settings.drain_timeout, on_hangup=agent.reload_tls)
         except OSError as error:
             raise Failure(str(error)) from None
 
@@ -726,7 +775,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = " ".join(error.format_message().split())
         if isinstance(error, click.UsageError):
             message = f"{message.rstrip('.')} (see {where} --help)"
-        print(f"{where}: {message}", file=sys.stderr)
+        if context is not None and context.meta.get(JSON_LOGS):
+            logging.getLogger(f"backstream.{context.info_name}").error("%s", message)
+        else:
+            print(f"{where}: {message}", file=sys.stderr)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT

@@ -1,9 +1,9 @@
 """Logs of the commands: stdlib logging to stderr, for people on a terminal and as JSON lines elsewhere.
 
-The library only ever logs to `backstream.proxy`, `backstream.agent` and `backstream.access` and configures
-nothing; `configure` is for the commands. What a record is about travels in `extra=` (`id`, `session`,
-`stream` and whatever else helps) and is shown in both formats: as `key=value` behind the message, or as
-members.
+The library only ever logs to `backstream.proxy`, `backstream.agent`, `backstream.session` and `backstream.access`
+and configures nothing; `configure` is for the commands. What a record is about travels in `extra=` (`id`,
+`session`, `stream` and whatever else helps) and is shown in both formats: as `key=value` behind the message, or
+as members.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ class JsonLinesFormatter(JsonFormatter):
         log_data.update(message_dict)
 
 
-def configure(format: LogFormat = "auto", level: str = "info", stream: TextIO | None = None) -> None:
+def configure(format: LogFormat = "auto", level: str = "info", stream: TextIO | None = None) -> bool:
     """Send the process's logs to `stream` (stderr unless given), replacing what was configured before.
 
-    `auto` is `human` on a terminal and `json` elsewhere; `level` is one of LEVELS. Raises ValueError for a
-    format or level that does not exist.
+    `auto` is `human` on a terminal and `json` elsewhere; `level` is one of LEVELS. Returns whether it came to
+    `json`. Raises ValueError for a format or level that does not exist.
     """
     if format not in FORMATS:
         raise ValueError(f"unknown log format {format!r}")
@@ -106,3 +106,4 @@ def configure(format: LogFormat = "auto", level: str = "info", stream: TextIO | 
     # Otherwise picows logs each connection at INFO.
     logging.getLogger("picows").setLevel(logging.WARNING)
     logging.captureWarnings(True)
+    return not human

@@ -24,7 +24,6 @@ from backstream._http._context import ServerContext
 from backstream._http._server import ServerConnection
 from backstream._loop import loop_state
 from backstream._messages import Notify
-from backstream._stream import Stream
 from backstream._websocket import SUBPROTOCOL, accept_websocket
 from backstream.certificates import server_context
 from backstream.config import ProxySettings, parse_address
@@ -180,6 +179,9 @@ class Proxy:
 
         Returns whether it could: a file that can't be used is logged as an error, and what was read before stays.
         """
+        if self.settings.tls_cert is None:
+            logger.info("no file of TLS is to be read again")
+            return True
         try:
             contexts = [self._tls_context(context.serves_agents) for context in self._contexts]
         except ConfigurationError as error:
@@ -294,13 +296,18 @@ class Proxy:
 
     @property
     def address(self) -> tuple[str, int]:
-        """(host, port) that clients reach it at, as bound."""
-        return self._addresses[0]
+        """(host, port) that clients reach it at, as bound. Raises RuntimeError before `start`."""
+        return self._bound_addresses()[0]
 
     @property
     def agent_address(self) -> tuple[str, int]:
-        """(host, port) that agents reach it at, as bound."""
-        return self._addresses[-1]
+        """(host, port) that agents reach it at, as bound. Raises RuntimeError as `address` does."""
+        return self._bound_addresses()[-1]
+
+    def _bound_addresses(self) -> list[tuple[str, int]]:
+        if not self._addresses:
+            raise RuntimeError("there is no address before start() has listened")
+        return self._addresses
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -446,11 +453,11 @@ def _log_access(
     size: int,
     seconds: float,
     request_id: bytes,
-    stream: Stream | None,
+    link: AgentLink | None,
+    stream_id: int,
     cut: str | None,
 ) -> None:
     address = connection.client_address
-    link: Any = stream.session.owner if stream is not None else None
     access_logger.info(
         "%s %s %s %d %d %.3fs",
         address[0] if address else "-",
@@ -462,7 +469,7 @@ def _log_access(
         extra={
             "id": client_id.decode("latin-1"),
             "session": link.session_name if link is not None else None,
-            "stream": stream.id if stream is not None else None,
+            "stream": stream_id or None,
             "status": status,
             "bytes": size,
             "seconds": round(seconds, 6),

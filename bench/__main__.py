@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bench import soak as soaking
-from bench.contenders import binaries
+from bench.contenders import binaries, require_keys
 from bench.context import Context, Options
 from bench.errors import BenchError
 from bench.processes import end_on_signals
@@ -244,6 +244,7 @@ def _measure(
     try:
         plotter = plots.matplotlib_plotter("svg") if directory is not None else plots.no_plots
         only_contenders = binaries.take(list(contender))
+        require_keys(only_contenders)
     except BenchError as error:
         raise _Refused(str(error)) from None
     options = Options.for_run(
@@ -255,6 +256,8 @@ def _measure(
         pin=pin,
     )
     results = measure({name: MEASUREMENTS[name] for name in MEASUREMENTS if name in names}, options)
+    if not results.sections and not results.failures:
+        raise _Refused("nothing was measured: no contender that was asked for takes part, or what it needs is not here")
     print(f"\n{render(results.sections)}\n\n{targets.render(results.by_key)}\n\n{results.seconds:.0f} s in all")
     for failure in results.failures:
         print(f"FAILED: {failure}", file=sys.stderr)

@@ -73,9 +73,11 @@ client-id = "files"
 upstream = "http://127.0.0.1:9000"
 ```
 
-One file may hold the tables of several commands. A key is the flag without its leading dashes. Whatever is unknown or
-cannot work costs one line on stderr, which names it, and exit status 2; what the system refuses, such as a port in use,
-one line and exit status 1.
+One file may hold the tables of several commands. A key is the flag without its leading dashes. A flag or key that is
+unknown and a value that cannot work cost one line on stderr, which names it, and exit status 2; what the system
+refuses, such as a port in use, one line and exit status 1. A variable that begins with `BACKSTREAM_` and is none of
+these is ignored, since others set such variables too; one line of the log names it (but not those that Kubernetes sets
+for a Service named `backstream…`).
 
 ## How values are written
 
@@ -87,6 +89,7 @@ one line and exit status 1.
 | address | `HOST:PORT`, `[IPV6]:PORT`, `:PORT` (every interface); port 0 is a free one | the same in quotes | `str` |
 | switch | `--access-log`, `--no-access-log`; in the environment `true` or `false` | `true` or `false` | `bool` |
 | text | as it is | in quotes | `str` |
+| many (`…`) | the flag again for each; in the environment with commas, `--header` in lines | an array | `tuple` |
 
 In the tables below a setting stands with its flag, its variable and its key, which with underscores is its name in the
 library. Where there is no key the setting cannot stand in the file.
@@ -156,7 +159,8 @@ def write_settings() -> str:
             sections.setdefault(section_of(param), []).append(param)
         for section in cli.SECTIONS:
             if section in sections:
-                parts.append(f"\n### {title.split()[-1].capitalize()}: {section[:1].lower()}{section[1:]}\n\n")
+                text = section if section[:2].isupper() else section[:1].lower() + section[1:]
+                parts.append(f"\n### {title.split()[-1].capitalize()}: {text}\n\n")
                 parts.append(table(sections[section], kind, command))
     parts.append(SHARED_HEAD)
     shared = [param for param in options_of("proxy") if param.name in session]

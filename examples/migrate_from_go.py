@@ -3,8 +3,8 @@ says which ids still have only the old kind.
 
 Run it with `python examples/migrate_from_go.py [HOST:PORT]` in the place of the old proxy. Agents of the original dial
 it as they dialled that; exchange them one by one for `backstream agent`. When nobody is named any more,
-`SeedSettings(wire="native")` closes the door. The other way round works as well: our agent speaks to the original's
-proxy until that is exchanged.
+`ProxySettings(session=SessionSettings(wire="native"))` closes the door. The other way round works as well: our agent
+speaks to the original's proxy until that is exchanged.
 """
 
 import asyncio

@@ -4,4 +4,4 @@ A target is a module with `one(data)`: it does with `data` what a peer may do, a
 `corpus/TARGET/` has inputs to begin with, among them each that once broke a rule: the test suite tries them all.
 """
 
-TARGETS = ("codec", "seed", "session", "server", "upstream", "websocket")
+TARGETS = ("codec", "seed", "session", "seed_session", "server", "upstream", "websocket")

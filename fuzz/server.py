@@ -25,6 +25,7 @@ from backstream._stream import Stream
 from backstream.config import ProxySettings
 from fuzz.net import Loop, Transport, shared_loop
 from fuzz.steps import Steps, pieces
+from fuzz.words import in_words_of_h11
 
 AHEAD = 65536 + 65536 + 65540
 """Bytes that may be taken while nobody answers: a head, one read, and what is held ahead of its turn."""
@@ -337,7 +338,7 @@ def _read_with_h11(wire: bytes) -> tuple[list[tuple[bytes, bytes, bytes]], bool]
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
     found = []
     try:
-        connection.receive_data(wire)
+        connection.receive_data(in_words_of_h11(wire))
         head: h11.Request | None = None
         body = bytearray()
         while True:
@@ -388,6 +389,10 @@ def seeds() -> dict[str, bytes]:
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: backstream.v1\r\n"
         b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
         "unknown": b"GET / HTTP/1.1\r\nHost: a\r\nx-backstream-client-id: other\r\n\r\n" + get,
+        "blanks": b"POST / HTTP/1.1\r\n"
+        + host
+        + b'Transfer-Encoding: chunked\r\n\r\n1 ; a = "b"\r\nx\r\n0 ;c\r\n\r\n'
+        + get,
         "smuggled": b"POST / HTTP/1.1\r\n" + host + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     }
     found = {name: bytes((0, 3)) + wire for name, wire in wires.items()}

@@ -23,6 +23,7 @@ from backstream._stream import Stream
 from backstream.config import AgentSettings, Upstream
 from fuzz.net import Loop, shared_loop
 from fuzz.steps import Steps, pieces
+from fuzz.words import in_words_of_h11
 
 AHEAD = 65536 + 65536 + 131072 + 65536
 """Bytes that may be taken while the proxy takes none: a head, the window, what is staged, and one read."""
@@ -232,7 +233,7 @@ def check_answer(plan: Plan, answer: Answer, wire: bytes) -> None:
     connection.send(h11.EndOfMessage())
     head, interim, body, ended = None, [], bytearray(), False
     try:
-        connection.receive_data(wire)
+        connection.receive_data(in_words_of_h11(wire))
         if plan.ends == 1:
             connection.receive_data(b"")
         while not ended:

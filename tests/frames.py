@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from dataclasses import dataclass
 
 from tests.rig import ID, Message, Wire, request
@@ -31,10 +33,13 @@ def frame(
     extended = size.to_bytes(form // 8, "big") if form > 7 else b""
     if not masked:
         return first + bytes([second]) + extended + payload
+    return first + bytes([second]) + extended + MASK + _xor(payload, MASK)
+
+
+def _xor(payload: bytes, key: bytes) -> bytes:
     # Shorter than one at a time where it is long.
-    key = int.from_bytes((MASK * (len(payload) // 4 + 1))[: len(payload)], "big")
-    coded = (int.from_bytes(payload, "big") ^ key).to_bytes(len(payload), "big")
-    return first + bytes([second]) + extended + MASK + coded
+    keys = int.from_bytes((key * (len(payload) // 4 + 1))[: len(payload)], "big")
+    return (int.from_bytes(payload, "big") ^ keys).to_bytes(len(payload), "big")
 
 
 def text(words: str) -> bytes:
@@ -47,7 +52,7 @@ def close(code: int | None = None, reason: bytes = b"") -> bytes:
 
 @dataclass(frozen=True)
 class Received:
-    """A server's frame."""
+    """A peer's frame."""
 
     opcode: int
     payload: bytes
@@ -64,10 +69,23 @@ async def read_frame(wire: Wire) -> Received:
     """The server's next frame, which must be well-formed and unmasked. Raises Ended where none comes."""
     first, second = await wire.exactly(2)
     assert first & 0x70 == 0 and second & 0x80 == 0, (first, second)
-    size = second & 0x7F
-    if size > 125:
-        size = int.from_bytes(await wire.exactly(2 if size == 126 else 8), "big")
+    size = await _length(wire, second)
     return Received(first & 0x0F, await wire.exactly(size), bool(first & 0x80))
+
+
+async def _length(wire: Wire, second: int) -> int:
+    size = second & 0x7F
+    return size if size < 126 else int.from_bytes(await wire.exactly(2 if size == 126 else 8), "big")
+
+
+async def read_masked(wire: Wire) -> tuple[Received, bytes]:
+    """A client's next frame, which must be well-formed and masked, and its key. Raises Ended where none comes."""
+    first, second = await wire.exactly(2)
+    assert first & 0x70 == 0 and second & 0x80, (first, second)
+    size = await _length(wire, second)
+    key = await wire.exactly(4)
+    payload = _xor(await wire.exactly(size), key)
+    return Received(first & 0x0F, payload, bool(first & 0x80)), key
 
 
 async def read_close(wire: Wire) -> int | None:
@@ -88,6 +106,15 @@ async def answer_close(wire: Wire) -> int | None:
 def handshake(target: str = "/", *lines: str, client_id: str | None = ID, method: str = "GET") -> bytes:
     offer = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}")
     return request(target, method=method, client_id=client_id, lines=(*offer, *lines))
+
+
+def accepted(handshake: Message) -> bytes:
+    """A server's answer to a handshake, without a subprotocol (RFC 6455 §4.2.2)."""
+    key = handshake.get("sec-websocket-key")
+    assert key is not None
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    lines = (b"HTTP/1.1 101 Switching Protocols", b"Upgrade: websocket", b"Connection: Upgrade")
+    return b"\r\n".join((*lines, b"Sec-WebSocket-Accept: " + accept, b"", b""))
 
 
 async def switched(wire: Wire, target: str = "/", *lines: str, client_id: str | None = ID) -> Message:

@@ -16,13 +16,15 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import uvloop
@@ -159,6 +161,17 @@ class Wire:
             return self.sock.send(data)
         except BlockingIOError:
             return 0
+
+    async def send_until_full(self, data: bytes, *, seconds: float = LIMIT) -> int:
+        """Sends `data` again and again until nobody took any more of it for 20 looks in a row; returns the bytes."""
+        taken = still = 0
+        async with asyncio.timeout(seconds):
+            while still < 20:
+                count = self.send_now(data[taken % len(data) :])
+                taken += count
+                still = 0 if count else still + 1
+                await asyncio.sleep(0 if count else 0.01)
+        return taken
 
     def read_size(self) -> int:
         """How many bytes the next read takes at most."""
@@ -410,6 +423,18 @@ class Upstream:
             self.errors.append(error)
         finally:
             self.open -= 1
+
+
+@contextlib.contextmanager
+def full_listener() -> Iterator[str]:
+    """The URL of an upstream whose backlog is full: what comes now is not answered."""
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for each in (first, second):
+            each.setblocking(False)
+            each.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def always(answer: bytes) -> Callable[[Wire, int], Awaitable[None]]:
@@ -666,6 +691,79 @@ os.dup2(int(sys.argv[1]), 3)
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
 os.execv(sys.executable, [sys.executable, "-m", "backstream", *sys.argv[2:]])
 """
+
+
+class Program:
+    """A running program, whose output can be waited for line by line; for tests without a loop."""
+
+    def __init__(self, arguments: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str]) -> None:
+        """arguments: Python's."""
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._seen: list[str] = []
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def wait_for(self, pattern: str, seconds: float = 20) -> re.Match[str]:
+        """The match in the first line that has one; fails when there is none in time."""
+        while True:
+            try:
+                line = self._lines.get(timeout=seconds)
+            except Empty:
+                line = None
+            assert line is not None, f"no line with {pattern!r} in: {''.join(self._seen)}"
+            self._seen.append(line)
+            if match := re.search(pattern, line):
+                return match
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def status(self, seconds: float = 20) -> int:
+        """The exit status, once the process has ended."""
+        return self.process.wait(seconds)
+
+    def rest(self) -> str:
+        """What was printed since `wait_for`; call it after `status`."""
+        self._reader.join(10)
+        lines = []
+        with contextlib.suppress(Empty):
+            while (line := self._lines.get_nowait()) is not None:
+                lines.append(line)
+        self._seen += lines
+        return "".join(lines)
+
+    def output(self) -> str:
+        """All that was printed; call it after `status`."""
+        self.rest()
+        return "".join(self._seen)
+
+    def stop(self, number: signal.Signals) -> tuple[int, str]:
+        """The exit status after a signal, and what was printed since `wait_for`."""
+        self.signal(number)
+        return self.status(), self.rest()
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        self._reader.join(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 class Process:

@@ -71,8 +71,7 @@ cdef class AppConnection(FrontEnd):
                 raise MessageError(400, "malformed message")
             self._request_head(&data, &size)
         except MessageError as error:
-            self.is_head = self.reader.is_head
-            self._refuse(error)
+            self._refuse_head(error)
 
     cdef int _forward(self, RequestHead* head, bytes client_id, double timeout, bytes upgrade) except -1:
         cdef bytes prefix
@@ -144,10 +143,9 @@ cdef class AppConnection(FrontEnd):
 
     cdef int _fail(self, object error) except -1:
         """Gives a request up whose body is at fault."""
-        cdef Exchange exchange = self.exchange
-        self.exchange = None
+        cdef Exchange exchange = self.exchange      # until `_finish`: the access log names its session
         if self.head_sent:
-            self._log()
+            self._log(str(error))
             exchange.abandon(CANCEL, "the client's request is malformed")
             return self._finish(ResponseCut(str(error)))
         exchange.abandon(CANCEL, "the client's request is malformed")

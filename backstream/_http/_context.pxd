@@ -41,7 +41,8 @@ cdef class ServerContext:
         # policy
         object protocol                 # called with this, makes the protocol of one connection
         public object tls               # ssl.SSLContext for new connections, None where TLS is not spoken
-        object on_agent                 # called with the connection's Handshake and what it takes to accept it
+        # Called with (connection, client id, fields): (status, reason), or a function that takes the connection over.
+        object on_agent
         object access_log               # called once a request, or None
         # state
         readonly bint draining
@@ -50,7 +51,6 @@ cdef class ServerContext:
         dict _shaking                   # those that are counted for an address: TlsTransport -> Client
         set _noted                      # kinds of failed handshakes that were logged
         object _emptied                 # an asyncio.Event
-        readonly long long requests
 
     cdef int forget(self, connection) except -1
     cdef bint _full(self) noexcept

@@ -13,7 +13,6 @@ class ServerContext:
     serves_agents: bool
     draining: bool
     tls: ssl.SSLContext | None
-    requests: int
     def __init__(
         self,
         table: AgentTable,

@@ -58,14 +58,16 @@ cdef class FrontEnd(Responder):
     cdef int _serve(self) except -1
     cdef int _forward(self, RequestHead* head, bytes client_id, double timeout, bytes upgrade) except -1
     cdef bytes _offered(self, dict protocols)
+    cdef bint _is_agents(self) except -1
     cdef int _request_end(self) except -1
     cdef int _leave_client(self) except -1
     cdef bint _too_slow(self, int64_t count, double rate) except -1
     cdef int _refuse(self, object error) except -1
+    cdef int _refuse_head(self, object error) except -1
     cdef int _queue_handshake(self) except -1
     cdef bint _is_agent_path(self, Slice target) except -1
     cdef int _drop(self, bint reset) except -1
     cdef int _answer(self, int status, list lines, bytes body) except -1
     cdef int _log(self, str cut=*) except -1
-    cdef int _gone(self, str why) except -1
+    cdef int _gone(self, str why, str cut=*) except -1
     cdef list _accept(self)

@@ -30,15 +30,25 @@ from backstream._slice cimport Slice, bytes_of, equals, slice_of
 from backstream._http._error_pages import error_page
 from backstream._http._final_recipient import options_answer
 from backstream._http.errors import MessageError
+from backstream._websocket import SUBPROTOCOL
 from backstream.errors import StreamError
 
 
 cdef enum:
     CANCEL = 8
+    MAX_METHOD = 64         # bytes of what may be no method, in a log
 
 cdef double RATE_GRACE_SECONDS = 5.0    # before a minimum rate counts
 
 cdef dict WEBSOCKET = {b"websocket": b"websocket"}
+cdef bytes AGENTS_PROTOCOL = SUBPROTOCOL.encode()
+
+
+cdef bytes _shown(Slice text, Py_ssize_t size):
+    """What a log shows of a text that nobody has judged: at most so many bytes of it, escaped; "-" for none."""
+    if text.size > size:
+        text.size = size
+    return bytes_of(text).decode("latin-1").encode("unicode_escape") if text.size else b"-"
 
 
 cdef class FrontEnd(Responder):
@@ -73,13 +83,13 @@ cdef class FrontEnd(Responder):
             self.client = None
         return 0
 
-    cdef int _gone(self, str why) except -1:
-        """The client has gone: nothing of its request is served any more."""
+    cdef int _gone(self, str why, str cut=None) except -1:
+        """The client has gone, or is to go: nothing of its request is served any more. cut: as for `_log`."""
         cdef Exchange exchange = self.exchange
         if exchange is not None:
             if not exchange.finished:
                 self.status = self.status or 499
-                self._log()
+                self._log(cut)
                 if self.client is not None:
                     self.context.clients.aborted(self.client)
             self.exchange = None
@@ -148,9 +158,9 @@ cdef class FrontEnd(Responder):
             self.client_address = forwarding.read_trail(self.peer, reader.fields) or self.peer.address
         if reader.method.ptr[0] == c'O' or reader.method.ptr[0] == c'T':
             own = own_answer(reader, context.trace)
-        if reader.upgrade:
+        if reader.upgrade and reader.minor == 1:      # RFC 9110 §7.8: in HTTP/1.0 Upgrade means nothing
             offers_websocket = context.serves_agents and self._offered(WEBSOCKET) is not None
-            if reader.minor == 1 and not self.request_open:
+            if not self.request_open:
                 upgrade = self._offered(context.upgrades)
         take_fields(reader, &asked, forwarding.name, self.peer.trusted and forwarding.x_forwarded)
         forwarding.take_request_id(asked.request_id, &self.request_id)
@@ -165,6 +175,11 @@ cdef class FrontEnd(Responder):
         if not context.serves_clients:
             raise MessageError(404, f"this port is for agents, at {context.agent_path.decode()}",
                                "destination_not_found")
+        if reader.upgrade and self._is_agents():
+            # It knocks at the wrong door, where it would wait for an agent of its own id.
+            why = (f"agents connect at {context.agent_path.decode()}" if context.serves_agents
+                   else "agents have a port of their own")
+            raise MessageError(404, why, "destination_not_found")
         if own is not None:
             return self._answer(200, own[0], own[1])
         head.prefix.size = 0
@@ -223,6 +238,19 @@ cdef class FrontEnd(Responder):
                         return found
         return None
 
+    cdef bint _is_agents(self) except -1:
+        """Whether the request offers the subprotocol that is agents' own."""
+        cdef FieldArray fields = self.reader.fields
+        cdef Slice rest, token
+        cdef Py_ssize_t i
+        for i in range(fields.count):
+            if equals(fields.items[i].name, b"sec-websocket-protocol", 22):
+                rest = fields.items[i].value
+                while next_token(&rest, &token):
+                    if equals(token, <const char*>AGENTS_PROTOCOL, len(AGENTS_PROTOCOL)):
+                        return True
+        return False
+
     cdef int _forward(self, RequestHead* head, bytes client_id, double timeout, bytes upgrade) except -1:
         cdef ServerContext context = self.context
         cdef Exchange exchange = Exchange.__new__(Exchange)
@@ -242,7 +270,6 @@ cdef class FrontEnd(Responder):
         exchange.agent_wait = context.agent_wait
         exchange.max_retries = context.max_retries
         exchange.request_ended = not self.request_open
-        context.requests += 1
         if self.request_open:
             self.read_since = monotonic()
             self.read_bytes = 0
@@ -304,6 +331,19 @@ cdef class FrontEnd(Responder):
                                  trace=self.context.trace)
         return self._answer(error.status, lines, body)
 
+    cdef int _refuse_head(self, object error) except -1:
+        """Refuses a request whose head did not come, or not as one: it is known as far as its start line was read."""
+        self.reader.read_begun_line()
+        # RFC 9110 §9.3.2: whatever is wrong with a HEAD, its answer has no content.
+        self.is_head = equals(self.reader.method, b"HEAD", 4)
+        self.client_address = self.peer.address     # what others say of it stands in fields that nobody has read
+        if self.context.access_log is not None:
+            self.started_at = self.read_since or monotonic()
+            self.sent_bytes = 0
+            self.logged_method = _shown(self.reader.method, MAX_METHOD)
+            self.logged_target = _shown(self.reader.target, self.context.limits.target)
+        return self._refuse(error)
+
     cdef list _accept(self):
         """The request's Accept lines, as far as they are still at hand."""
         cdef RequestHead head
@@ -320,12 +360,14 @@ cdef class FrontEnd(Responder):
 
     cdef int _log(self, str cut=None) except -1:
         """A line of the access log; cut: why the proxy broke the response off."""
+        cdef Exchange exchange = self.exchange
         if self.context.access_log is not None and self.logged_method is not None:
             self.context.access_log(self, self.logged_method, self.logged_target,
-                                    self.exchange.client_id if self.exchange is not None else b"", self.status,
+                                    exchange.client_id if exchange is not None else b"", self.status,
                                     self.sent_bytes, monotonic() - self.started_at,
                                     self.request_id.text[:self.request_id.size],
-                                    self.exchange.stream if self.exchange is not None else None, cut)
+                                    exchange.link if exchange is not None else None,
+                                    exchange.stream_id if exchange is not None else 0, cut)
             self.logged_method = None
         return 0
 

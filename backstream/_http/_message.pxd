@@ -21,10 +21,10 @@ cdef enum ReaderState:
 cdef enum FieldKind:
     # What goes on to the other side, unless something else is said about it:
     FIELD_OTHER = 0
-    FIELD_DATE              # these two for one hop only, where Connection names them
+    FIELD_DATE
     FIELD_TRAILER
+    FIELD_EXPECT            # these four for one hop only, where Connection names them
     FIELD_VIA
-    FIELD_EXPECT
     FIELD_MAX_FORWARDS
     FIELD_REQUEST_ID
     FIELD_FORWARDED
@@ -69,19 +69,21 @@ cdef class MessageReader:
         FieldArray fields           # names in lower case; valid until the next call of `read`
         int minor                   # of HTTP/1.x
         bint keep_alive
-        bint is_head                # a request's start line says HEAD
         bint upgrade                # Connection: upgrade and an Upgrade field
         Slice upgrade_value
         BodyKind body
         int64_t length              # of a sized body, -1 otherwise
         FieldArray trailer_fields
+        bint nominates              # Connection names fields
+        frozenset nominated         # which ones, of a chunked message that nominates
         # in progress
         Buffer partial              # of a head that has not come whole; of the trailers
         Buffer head_copy            # keeps a head valid beyond the read buffer
         int64_t body_left
         list body_pieces
         bint message_complete
-        bint parser_spent
+        bint parser_spent           # llhttp reads nothing more of this message
+        bint parser_ends            # it reads this message, and may refuse the next one
         char* fed                   # to the parser at this moment, NULL between
         Py_ssize_t fed_size
         int empty_lines             # before the start line
@@ -108,16 +110,19 @@ cdef class MessageReader:
     cdef int _parse_head(self, char* head, Py_ssize_t size) except -1
     cdef int _split_fields(self, char* at, char* end, FieldArray fields) except -1
     cdef int _connection(self) except -1
+    cdef int _nominate(self, Slice name) except -1
     cdef int _count_extension(self) except -1
-    cdef Py_ssize_t _scan_chunks(self, const char* data, Py_ssize_t size) except -1
+    cdef Py_ssize_t _scan_chunks(self, char* data, Py_ssize_t size) except -1
 
 
 cdef class RequestReader(MessageReader):
     cdef:
-        Slice method
+        Slice method                # empty before the start line
         Slice target
         bytes target_copy           # what a target that had to be written anew lives in
         bytes max_forwards          # likewise
+
+    cdef int read_begun_line(self) noexcept
 
 
 cdef class ResponseReader(MessageReader):

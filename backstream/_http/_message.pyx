@@ -16,8 +16,8 @@ from libc.string cimport memchr, memcmp
 
 from backstream._buffer cimport Buffer, append
 from backstream._codec cimport BODY_CHUNKED, BODY_NONE, BODY_SIZED, Field, FieldArray
-from backstream._grammar cimport equals_lower, is_field_value, is_token, make_lower_token
-from backstream._slice cimport Slice, equals, trim
+from backstream._grammar cimport equals_lower, is_field_value, is_token, make_lower_token, nominated_by
+from backstream._slice cimport Slice, bytes_of, equals, slice_of, trim
 
 from httptools import (
     HttpParserError, HttpParserInvalidMethodError, HttpParserUpgrade, HttpRequestParser, HttpResponseParser,
@@ -168,6 +168,14 @@ cdef bint _has_bare_line_end(const char* data, Py_ssize_t size) noexcept:
         at += 1
 
 
+cdef void _blank_tabs(const Slice* value) noexcept:
+    """Writes spaces over the tabs behind a value: optional whitespace both, and llhttp knows only the former there."""
+    cdef char* at = <char*>value.ptr + value.size
+    while at[0] == c' ' or at[0] == c'\t':      # the line's end stops it
+        at[0] = c' '
+        at += 1
+
+
 cdef bint _begins_with_token(const char* data) noexcept:
     cdef Slice first
     first.ptr = data
@@ -175,14 +183,45 @@ cdef bint _begins_with_token(const char* data) noexcept:
     return is_token(first)
 
 
+cdef int _extension_state(int state, const char* at) noexcept:
+    """The state behind one more byte of a chunk's extensions, -1 where it may not stand (RFC 9112 §7.1.1).
+
+    chunk-ext = *( BWS ";" BWS token [ BWS "=" BWS ( token / quoted-string ) ] ), and no blanks at the line's end.
+    """
+    cdef int c = <uint8_t>at[0]
+    if state == EXT_QUOTED or state == EXT_QUOTED_PAIR:
+        if c < 0x20 and c != c'\t' or c == 0x7f:
+            return -1
+        if state == EXT_QUOTED_PAIR:
+            return EXT_QUOTED
+        return EXT_QUOTE if c == c'"' else EXT_QUOTED_PAIR if c == c'\\' else EXT_QUOTED
+    if c == c' ' or c == c'\t':
+        if state == EXT_NAME or state == EXT_NAME_BLANK:
+            return EXT_NAME_BLANK
+        return state if state == EXT_SEMICOLON or state == EXT_EQUALS else EXT_BLANK
+    if c == c';':
+        return EXT_SEMICOLON if state != EXT_SEMICOLON and state != EXT_EQUALS else -1
+    if c == c'=':
+        return EXT_EQUALS if state == EXT_NAME or state == EXT_NAME_BLANK else -1
+    if c == c'"':
+        return EXT_QUOTED if state == EXT_EQUALS else -1
+    if c == c'\r':
+        return SIZE_LF if state == EXT_NAME or state == EXT_TOKEN or state == EXT_QUOTE else -1
+    if not _begins_with_token(at):
+        return -1
+    if state == EXT_SEMICOLON or state == EXT_NAME:
+        return EXT_NAME
+    return EXT_TOKEN if state == EXT_EQUALS or state == EXT_TOKEN else -1
+
+
 cdef enum:
     MAX_EMPTY_LINES = 16        # before a start line
+    MAX_NOMINATIONS = 100       # fields that Connection names: each is sought among all of the head
 
 
 cdef enum ChunkState:
     SIZE_FIRST = 0
     SIZE_MORE
-    EXTENSION
     SIZE_LF
     CHUNK_DATA
     DATA_CR
@@ -192,6 +231,16 @@ cdef enum ChunkState:
     TRAILER_LF
     FINAL_LF
     CHUNKS_DONE
+    # within a chunk's extensions, by what came last; these stay the last states
+    EXT_BLANK           # blanks where an extension may begin
+    EXT_SEMICOLON
+    EXT_NAME
+    EXT_NAME_BLANK
+    EXT_EQUALS
+    EXT_TOKEN
+    EXT_QUOTED
+    EXT_QUOTED_PAIR
+    EXT_QUOTE           # that ends a quoted string
 
 
 cdef class MessageReader:
@@ -272,6 +321,8 @@ cdef class MessageReader:
                     if self.trailer_fields.items[i].kind in (FIELD_CONNECTION, FIELD_PROXY_CONNECTION,
                                                              FIELD_TRANSFER_ENCODING):
                         self.parser_spent = True        # llhttp takes it for the head's, and reads nothing any more
+                if self.nominates:
+                    self._drop_nominated()
         elif self.message_complete:
             raise MessageError(400, "the framing of the body is ambiguous")
         if self.body_pieces:
@@ -295,13 +346,12 @@ cdef class MessageReader:
         self.message_complete = False
         self.chunk_state = SIZE_FIRST
         self.trailer_fields = None
-        self.is_head = False
         self.partial.release()
         self.head_copy.release()
         self.upgrade = False
-        if self.parser_spent:
+        if self.parser_spent or self.parser_ends:
             self.new_parser()
-            self.parser_spent = False
+            self.parser_spent = self.parser_ends = False
         return 0
 
     cdef int at_end_of_file(self) except -1:
@@ -419,14 +469,14 @@ cdef class MessageReader:
         while size > 4 and head[0] == c'\r' and head[1] == c'\n':
             head += 2
             size -= 2
-        if size > self.limits.head:
-            self.too_large("the head is too large")
         line_end = _find_line_end(head, head + size)
         self.start_line(head, line_end - head)
-        self.feed(head, size)
+        if size > self.limits.head:
+            self.too_large("the head is too large")
         self.fields.count = 0
         self._split_fields(line_end + 2, end, self.fields)
         self._connection()
+        self.feed(head, size)
         self.judge()
         if self.parser_spent and self.body != BODY_NONE and not self.message_complete:
             raise MessageError(400, "the framing of the body is ambiguous")
@@ -445,6 +495,8 @@ cdef class MessageReader:
                 self.chunk_state = SIZE_FIRST
                 self.extension_bytes = self.trailer_bytes = 0
                 self.partial.size = 0
+                if self.nominates:
+                    self._keep_nominations()
             else:
                 self.state = READ_TO_CLOSE
         return 0
@@ -462,7 +514,7 @@ cdef class MessageReader:
             self.parser.feed_data(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
 
     cdef int _split_fields(self, char* at, char* end, FieldArray fields) except -1:
-        """Splits field lines that llhttp found well-formed; names become lower case in place."""
+        """Splits field lines; names become lower case in place."""
         cdef char* line_end
         cdef char* colon
         cdef Field field
@@ -492,40 +544,73 @@ cdef class MessageReader:
     cdef int _connection(self) except -1:
         """What Connection says (RFC 9110 §7.6.1): persistence, an upgrade, and fields that are of this hop only."""
         cdef Field* field
-        cdef Field* other
         cdef Slice rest, token
-        cdef Py_ssize_t i, j, k
+        cdef Py_ssize_t i
+        cdef int nominations = 0
         cdef bint close = False, keep_alive = False, upgrade = False
         self.upgrade_value.size = 0
+        self.nominates = False
         for i in range(self.fields.count):
             field = &self.fields.items[i]
+            if field.kind == FIELD_OTHER:
+                continue
             if field.kind == FIELD_UPGRADE:
                 if self.upgrade_value.size == 0:
                     self.upgrade_value = field.value
+            elif field.kind == FIELD_TRANSFER_ENCODING:
+                _blank_tabs(&field.value)
+            elif field.kind == FIELD_PROXY_CONNECTION:
+                # RFC 9112 §C.2.2: no connection option. llhttp takes it for one, and might read nothing behind it.
+                self.parser_ends = True
             elif field.kind == FIELD_CONNECTION:
                 rest = field.value
                 while next_token(&rest, &token):
                     if equals_lower(token, b"close", 5):
+                        if not close:
+                            # A field of that name has no meaning (RFC 9110 §18.4), but is named like any.
+                            self._nominate(slice_of(b"close"))
                         close = True
                     elif equals_lower(token, b"keep-alive", 10):
                         keep_alive = True
                     elif equals_lower(token, b"upgrade", 7):
                         upgrade = True
                     else:
-                        if not is_token(token):
+                        if not make_lower_token(<char*>token.ptr, token.size):
                             raise MessageError(400, "Connection is no list of tokens")
-                        for j in range(self.fields.count):
-                            other = &self.fields.items[j]
-                            if other.kind <= FIELD_DATE and other.name.size == token.size:
-                                k = 0
-                                while k < token.size and (token.ptr[k] | (0x20 if c'A' <= token.ptr[k] <= c'Z' else 0)
-                                                          ) == other.name.ptr[k]:
-                                    k += 1
-                                if k == token.size:
-                                    other.kind = FIELD_NOMINATED
+                        nominations += 1
+                        if nominations > MAX_NOMINATIONS:
+                            self.too_large("Connection names too many fields")
+                        self.nominates = True
+                        self._nominate(token)
         self.upgrade = upgrade and self.upgrade_value.size > 0
         self.keep_alive = not close and (self.minor == 1 or keep_alive)
         return 0
+
+    cdef int _nominate(self, Slice name) except -1:
+        """Keeps the fields of this name, in lower case, to this hop."""
+        cdef Field* field
+        cdef Py_ssize_t i
+        for i in range(self.fields.count):
+            field = &self.fields.items[i]
+            if field.kind <= FIELD_EXPECT and equals(field.name, name.ptr, name.size):
+                field.kind = FIELD_NOMINATED
+        return 0
+
+    def _keep_nominations(self):
+        """What Connection names is not this message's among the trailers either, and its head is gone by then."""
+        cdef Py_ssize_t i
+        self.nominated = nominated_by(b",".join([bytes_of(self.fields.items[i].value) for i in range(self.fields.count)
+                                                 if self.fields.items[i].kind == FIELD_CONNECTION]))
+
+    def _drop_nominated(self):
+        cdef FieldArray fields = self.trailer_fields
+        cdef Py_ssize_t i, kept = 0
+        for i in range(fields.count):
+            if bytes_of(fields.items[i].name) not in self.nominated:
+                fields.items[kept] = fields.items[i]
+                kept += 1
+        fields.count = kept
+        self.nominated = None
 
     # --- chunked bodies ---
 
@@ -535,11 +620,12 @@ cdef class MessageReader:
             raise MessageError(400, "too many chunk extensions")
         return 0
 
-    cdef Py_ssize_t _scan_chunks(self, const char* data, Py_ssize_t size) except -1:
+    cdef Py_ssize_t _scan_chunks(self, char* data, Py_ssize_t size) except -1:
         """How many of these bytes belong to the body and its trailers (RFC 9112 §7.1).
 
         llhttp is the judge of what is well-formed; this finds the end, counts what llhttp does not limit, and keeps
-        the trailers in `partial`.
+        the trailers in `partial`. Extensions are judged here, as llhttp knows no blanks in them: they mean nothing to
+        us, and what llhttp sees in their place is one plain extension of the same length.
         """
         cdef Py_ssize_t at = 0, part
         cdef int c
@@ -565,11 +651,15 @@ cdef class MessageReader:
                     c = (c | 0x20) - c'a' + 10
                 elif self.chunk_state == SIZE_FIRST:
                     raise MessageError(400, "a chunk without its size")
-                else:
-                    self.chunk_state = SIZE_LF if c == c'\r' else EXTENSION
-                    if c != c'\r' and c != c';':
-                        raise MessageError(400, "a chunk's size with something behind it")
+                elif c == c'\r':
+                    self.chunk_state = SIZE_LF
                     continue
+                elif c == c';' or c == c' ' or c == c'\t':
+                    self.chunk_state = EXT_SEMICOLON if c == c';' else EXT_BLANK
+                    data[at - 1] = c';'
+                    continue
+                else:
+                    raise MessageError(400, "a chunk's size with something behind it")
                 if self.chunk_left == 0 and self.chunk_state == SIZE_MORE:
                     # Zeros that say nothing: without a limit a body could be made of them.
                     self._count_extension()
@@ -577,10 +667,13 @@ cdef class MessageReader:
                     raise MessageError(400, "a chunk's size out of range")
                 self.chunk_left = self.chunk_left << 4 | c
                 self.chunk_state = SIZE_MORE
-            elif self.chunk_state == EXTENSION:
+            elif self.chunk_state >= EXT_BLANK:
                 self._count_extension()
-                if c == c'\r':
-                    self.chunk_state = SIZE_LF
+                self.chunk_state = _extension_state(self.chunk_state, data + at - 1)
+                if self.chunk_state < 0:
+                    raise MessageError(400, "a malformed chunk extension")
+                if self.chunk_state != SIZE_LF:
+                    data[at - 1] = c'x'
             elif self.chunk_state == SIZE_LF:
                 if c != c'\n':
                     raise MessageError(400, "a chunk's line does not end in CRLF")
@@ -621,6 +714,34 @@ cdef class RequestReader(MessageReader):
     cdef int too_large(self, str what) except -1:
         raise MessageError(414 if "start line" in what or "target" in what else 431, what)
 
+    cdef int next_message(self) except -1:
+        self.method.size = self.target.size = 0
+        return MessageReader.next_message(self)
+
+    cdef int read_begun_line(self) noexcept:
+        """Finds method and target of a head that is refused, as far as they have come; empty where they have not."""
+        cdef Slice rest
+        cdef const char* end
+        if self.partial.size == 0:
+            return 0        # `start_line` has seen it, or there is none
+        rest.ptr = self.partial.data
+        rest.size = self.partial.size
+        end = <const char*>memchr(rest.ptr, c'\n', rest.size)
+        if end != NULL:
+            rest.size = end - rest.ptr
+            if rest.size and end[-1] == c'\r':
+                rest.size -= 1
+        end = <const char*>memchr(rest.ptr, c' ', rest.size)
+        if end == NULL:
+            return 0
+        self.method.ptr = rest.ptr
+        self.method.size = end - rest.ptr
+        self.target.ptr = end + 1
+        rest.size -= self.method.size + 1
+        end = <const char*>memchr(self.target.ptr, c' ', rest.size)
+        self.target.size = end - self.target.ptr if end != NULL else rest.size
+        return 0
+
     cdef int start_line(self, char* line, Py_ssize_t size) except -1:
         """method SP request-target SP HTTP-version, with single spaces (RFC 9112 §3)."""
         cdef char* end = line + size
@@ -629,7 +750,6 @@ cdef class RequestReader(MessageReader):
             raise MessageError(400, "malformed request line")
         self.method.ptr = line
         self.method.size = space - line
-        self.is_head = equals(self.method, b"HEAD", 4)
         self.target.ptr = space + 1
         space = <char*>memchr(space + 1, c' ', end - space - 1)
         if space == NULL:

@@ -53,9 +53,15 @@ cdef int take_fields(RequestReader reader, Asked* asked, bytes name, bint keep_x
                         asked.takes_trailers = reader.minor > 0     # there are no chunks in HTTP/1.0
                 continue
             elif field.kind == FIELD_EXPECT:
+                rest = field.value
+                field.value.size = 0
+                while next_token(&rest, &token):
+                    if not equals_lower(token, b"100-continue", 12):
+                        raise MessageError(417, "the only expectation met here is 100-continue")
+                    field.value = token     # what goes on is one member, not a list that others may not read
+                if field.value.size == 0:
+                    continue
                 # RFC 9110 §10.1.1: nothing to wait for in HTTP/1.0 and without a body.
-                if not equals_lower(field.value, b"100-continue", 12):
-                    raise MessageError(417, "the only expectation met here is 100-continue")
                 if reader.minor == 0 or reader.state == READ_FINISHED or asked.awaits_continue:
                     continue
                 asked.awaits_continue = True

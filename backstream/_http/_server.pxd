@@ -20,6 +20,7 @@ cdef class ServerConnection(_ProtocolBase):
         Buffer preface                  # of a PROXY header that has not come whole; None: none is awaited
         bint reading
         bint lingering                  # reads on and drops, so that the last answer is not lost to a reset
+        bint skipping                   # reads the rest of a body that was answered early, and drops it
         bint half_closing               # the agent's direction of an upgraded stream has ended
         int64_t linger_bytes
         Py_ssize_t unsent               # what the transport held when its deadline passed last
@@ -34,11 +35,14 @@ cdef class ServerConnection(_ProtocolBase):
     cdef int _proxy_header(self, char** data, Py_ssize_t* size) except -1
     cdef int _sent(self, int64_t taken) except -1
     cdef int _response_done(self) except -1
+    cdef int _next_request(self) except -1
+    cdef bint _is_little_left(self) noexcept
     cdef int _begin_head(self) except -1
     cdef int _await_request(self, double seconds) except -1
     cdef int _update_reading(self) except -1
     cdef int _refuse_handshake(self, object error) except -1
     cdef int _close_when_sent(self) except -1
+    cdef int _break_off(self) except -1
     cdef int _raw_ended(self) except -1
     cdef int _write_status(self, int status, Slice reason) except -1
     cdef int _write_length(self, uint64_t length) except -1

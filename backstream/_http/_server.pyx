@@ -21,7 +21,7 @@ from backstream._http._context cimport ServerContext
 from backstream._http._front_end cimport (
     FRAMED_CHUNKED, FRAMED_CLOSE, FRAMED_NONE, FRAMED_RAW, FRAMED_SIZED, FrontEnd,
 )
-from backstream._http._message cimport BODY, END, HEAD, NEED_DATA, READ_FINISHED, READ_HEAD, Event
+from backstream._http._message cimport BODY, END, HEAD, NEED_DATA, READ_BODY, READ_FINISHED, READ_HEAD, Event
 from backstream._http._trailers cimport keep_trailers
 from backstream._http._writer cimport SocketWriter
 from backstream._loop cimport READ_SIZE, monotonic
@@ -39,6 +39,7 @@ cdef enum:
     HELD_SIZE = 65536               # bytes of requests ahead of their turn
     ANSWERS_SIZE = 4096             # of answers in one turn of the loop, after which others have theirs
     LINGER_BYTES = 16777216
+    SKIPPED_SIZE = 65536            # bytes of an answered request's body that are read off for the sake of the next one
     TLS_RECORD = 22                 # the first byte of a TLS handshake (RFC 8446 §5.1), which begins no HTTP
 
 cdef double LINGER_SECONDS = 5.0
@@ -119,7 +120,12 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             if self.exchange.finished:
                 self._raw_ended()
             return True
+        cut = self.framing == FRAMED_CLOSE and self.exchange is not None
         self._gone("the client closed its connection")
+        if cut:
+            # It may only have ended its direction, and would take the end of the connection for that of the body.
+            self._break_off()
+            return False
         # What was answered before goes out within the idle limit; what is held behind it is nobody's any more.
         self.closing = True
         self.lingering = False
@@ -158,11 +164,11 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.held.release()
         self.transport = None
 
-    cdef int _gone(self, str why) except -1:
+    cdef int _gone(self, str why, str cut=None) except -1:
         """No further request of this connection is served, those that came ahead of their turn neither."""
         self.held.release()
         self.handshake = None
-        return FrontEnd._gone(self, why)
+        return FrontEnd._gone(self, why, cut)
 
     cdef int _abort(self) except -1:
         self._gone("the proxy dropped the connection")
@@ -220,10 +226,13 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return self._abort()
         if self.handshake is not None:
             return self._refuse_handshake(MessageError(503, "too many agents came at once", "http_upgrade_failed"))
+        if self.skipping:
+            # The rest of the body is late.
+            self.lingering = True
+            return self._close_when_sent()
         if self.reader.between_messages():
             return self._close_when_sent()
-        self.is_head = self.reader.is_head
-        return self._refuse(MessageError(408, f"the head did not come within {self.context.header_timeout:g} s"))
+        return self._refuse_head(MessageError(408, f"the head did not come within {self.context.header_timeout:g} s"))
 
     cdef int flush(self) except -1:
         return 0 if self.closed or self.transport is None else self._sent(self.writer.send())
@@ -286,17 +295,17 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         except MessageError as error:
             if <unsigned char>data[0] == TLS_RECORD and self.writer.tls is None and not self.exchange:
                 self.context.note_handshake("plain", self.client_address, "this port does not speak TLS")
-            if self.reader.state == READ_HEAD:
-                # What is known of the method is of the request before this one.
-                self.is_head = self.reader.is_head
             if self.exchange is not None and self.head_sent:
-                self._gone("the client's request is malformed")
-                self._close_when_sent()
+                self._gone("the client's request is malformed", str(error))
+                self._break_off()
             else:
                 if self.exchange is not None:
                     self.exchange.abandon(CANCEL, "the client's request is malformed")
                 self.held.release()
-                self._refuse(error)
+                if self.reader.state == READ_HEAD:
+                    self._refuse_head(error)
+                else:
+                    self._refuse(error)
         if not self.closed:
             self._update_reading()
         return 0
@@ -357,6 +366,9 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
                     self.exchange.body(body)
                 if self.reader.state == READ_FINISHED:
                     self._request_end()
+                    if self.skipping:
+                        self.skipping = False
+                        self._next_request()
             elif event == END:
                 self._request_end()
                 if self.exchange is None and self.reader.state == READ_FINISHED:
@@ -440,7 +452,7 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         return 0
 
     def _judge(self, fields):
-        return judge_handshake(fields, self.reader.minor, self.reader.body != BODY_NONE,
+        return judge_handshake(fields, self.reader.minor, self.reader.body != BODY_NONE and self.reader.length != 0,
                                id_optional=self.context.id_optional)
 
     def _answer_handshake(self):
@@ -536,8 +548,12 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         if not dated:
             # RFC 9110 §6.6.1: who passes a response on without a Date adds one.
             self.writer.text(self.loop.date_line())
-        if (self.request_open and (end or status >= 300 or self.awaits_continue)) or self.context.draining:
+        if self.context.draining:
+            self.keep_alive = False
+        elif self.request_open and (end or status >= 300 or self.awaits_continue or head.body == BODY_SIZED
+                                    and not self._is_little_left()):
             # The rest of the request's body is not worth waiting for; a client that waits for 100 need not send it.
+            # RFC 9112 §9.6: who is going to close says so, even if the body might end before the answer after all.
             self.keep_alive = False
         if self.is_head or status == 304:
             self.framing = FRAMED_NONE
@@ -607,10 +623,21 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         self.exchange = None
         self.request_id.size = 0
         self.writer.forget_body()
+        if self.request_open and self.keep_alive and self._is_little_left():
+            self.skipping = True
+            self.loop.set_deadline(self, LINGER_SECONDS)
+            return self._update_reading()
         if self.request_open or not self.keep_alive:
             # A socket that is closed on bytes that nobody read is reset, and the answer with it.
             self.lingering = self.request_open or self.held.size > 0
             return self._close_when_sent()
+        return self._next_request()
+
+    cdef bint _is_little_left(self) noexcept:
+        """Whether the rest of the request's body is known to be small."""
+        return self.reader.state == READ_BODY and self.reader.body_left <= SKIPPED_SIZE
+
+    cdef int _next_request(self) except -1:
         self.reader.next_message()
         self.head_timed = False
         self.read_since = 0
@@ -637,7 +664,10 @@ cdef class ServerConnection(_ProtocolBase, asyncio.BufferedProtocol):
         logger.debug("a response to %s breaks off: %r", self.client_address, cause)
         self._log(cause)
         self.exchange = None
-        # What came of it goes out; the missing end says that it is not all.
+        return self._break_off()
+
+    cdef int _break_off(self) except -1:
+        """What came of a response goes out; the missing end says that it is not all."""
         if self.framing == FRAMED_CLOSE or self.framing == FRAMED_RAW:
             self.flush()
             return self._abort()

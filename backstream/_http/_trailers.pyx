@@ -13,12 +13,13 @@ from backstream._slice cimport Slice, bytes_of
 
 cdef frozenset FORBIDDEN = frozenset((
     # framing and the connection (also those that `is_connection_field` knows)
-    b"te", b"trailer",
+    b"close", b"te", b"trailer",
     # routing
     b"forwarded", b"max-forwards", b"via",
-    # who asks, and for what
-    b"authorization", b"cookie", b"expect", b"origin", b"pragma", b"proxy-authorization", b"range", b"referer",
-    b"x-real-ip", b"x-request-id",
+    # who asks, for what, and what answer will do (Accept-Ranges is an answer's, and may: RFC 9110 §14.3)
+    b"accept", b"accept-charset", b"accept-encoding", b"accept-language", b"authorization", b"cookie", b"expect",
+    b"from", b"origin", b"pragma", b"proxy-authorization", b"range", b"referer", b"user-agent", b"x-http-method",
+    b"x-http-method-override", b"x-method-override", b"x-real-ip", b"x-request-id",
     # how an answer is to be taken
     b"age", b"cache-control", b"date", b"expires", b"location", b"proxy-authenticate", b"retry-after", b"set-cookie",
     b"vary", b"warning", b"www-authenticate",

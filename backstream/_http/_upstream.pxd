@@ -36,6 +36,8 @@ cdef class UpstreamService(Service):
     cdef int assign(self, UpstreamRequest request, bint fresh) except -1
     cdef int give_back(self, UpstreamConnection connection) except -1
     cdef int gone(self, UpstreamConnection connection) except -1
+    cdef int _give_up(self, UpstreamConnection connection) except -1
+    cdef int _uncount(self, UpstreamConnection connection) except -1
     cdef int leave_pool(self, UpstreamConnection connection) except -1
     cdef int _serve_waiting(self) except -1
 
@@ -55,6 +57,7 @@ cdef class UpstreamRequest(StreamHandler):
         bint body_begun                 # bytes of the body came
         bint retried
         bint over
+        int interim_count               # of the upstream's interim heads
         double head_timeout             # seconds from the request's end to the response's head, 0 for no limit
         double head_due                 # when that has passed, 0 while the request goes on
         Buffer early                    # body bytes that came before there was a connection, or before the upgrade
@@ -82,7 +85,10 @@ cdef class UpstreamConnection(_ProtocolBase):
         bint reused                     # it has served a request before
         bint answered                   # bytes of the answer to the current request came
         bint spoilt                     # bytes came behind what was read last
+        Py_ssize_t offered              # bytes that the next read takes at most
+        bint filled                     # the last read took that many: there may be more
         bint raw                        # upgraded
+        bint counted                    # it takes up a place of the pool's
         bint reading
         bint closed
         bint unwritable                 # the upstream's side is gone, what it sent before may still be read
@@ -90,6 +96,8 @@ cdef class UpstreamConnection(_ProtocolBase):
         bint upstream_ended             # the upstream's has
         double active_at
 
+    cdef bint may_carry(self, UpstreamRequest request) except -1
+    cdef bint _is_quiet(self) except -1
     cdef int begin(self, UpstreamRequest request) except -1
     cdef int input(self, char* data, Py_ssize_t size) except -1
     cdef bint can_send_at_once(self, Py_ssize_t size) noexcept

@@ -2,7 +2,8 @@
 
 Rules that hold here:
 - A connection serves one request at a time and goes back to the pool only when both messages ended as framed and not
-  a byte is left over.
+  a byte is left over, read or not.
+- What cannot be sent again goes on a pooled connection only where neither a byte nor its end has come on it.
 - A request that a pooled connection did not answer at all, because the upstream closed it in the same moment, is sent
   once more on a fresh one: if it is idempotent and no byte of a body has been sent.
 - The upstream's socket is read only as far as the stream takes its bytes.
@@ -15,6 +16,7 @@ import re
 import socket
 import ssl
 
+from libc.errno cimport EAGAIN, errno as c_errno
 from libc.stdint cimport int64_t, uint32_t
 
 from backstream._buffer cimport Buffer, append
@@ -37,8 +39,13 @@ from backstream.errors import StreamError
 
 logger = logging.getLogger("backstream.agent")
 
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t c_recv "recv" (int fd, void* data, size_t size, int flags)
+    int MSG_PEEK
+    int MSG_DONTWAIT
+
 cdef enum:
-    NO_ERROR = 0
     REFUSED = 7
     CANCEL = 8
     TIMEOUT = 32
@@ -52,7 +59,8 @@ cdef enum:
     UPSTREAM_TLS = 42
     UPSTREAM_CERTIFICATE = 43
     MAX_WAITING = 10000
-    MAX_INTERIM = 16
+    MAX_INTERIM = 16                # that a stream carries
+    MOST_INTERIM = 512              # that an upstream may send
 
 cdef object REQUEST_ID = re.compile(rb"\r\nx-request-id: ([^\r\n]*)")
 
@@ -171,9 +179,11 @@ cdef class UpstreamService(Service):
     cdef int assign(self, UpstreamRequest request, bint fresh) except -1:
         """Finds a connection for a request: the pooled one used last, else a new one, else it waits its turn."""
         cdef UpstreamConnection connection
-        if not fresh and self.idle:
+        while not fresh and self.idle:
             connection = <UpstreamConnection>self.idle.popitem()[0]
-            return connection.begin(request)
+            if connection.may_carry(request):
+                return connection.begin(request)
+            connection.close()
         if self.connections < self.max_connections:
             self.connections += 1
             task = self.asyncio_loop.create_task(self._connect(request))
@@ -188,6 +198,7 @@ cdef class UpstreamService(Service):
     async def _connect(self, UpstreamRequest request):
         host, port, path, tls = self.target
         cdef UpstreamConnection connection = UpstreamConnection(self)
+        connection.counted = True
         try:
             async with asyncio.timeout(self.connect_timeout):
                 if tls:
@@ -197,7 +208,7 @@ cdef class UpstreamService(Service):
                 else:
                     await self.asyncio_loop.create_connection(lambda: connection, host, port)
         except (OSError, TimeoutError) as error:
-            self.connections -= 1
+            self._give_up(connection)
             why = describe(error)
             if isinstance(error, TimeoutError):
                 why = f"no connection within {self.connect_timeout:g} s"
@@ -207,7 +218,7 @@ cdef class UpstreamService(Service):
             self._serve_waiting()
             return
         except BaseException:
-            self.connections -= 1
+            self._give_up(connection)
             request.failed(CANCEL, "the agent is stopping")
             raise
         if connection.closed:
@@ -216,6 +227,18 @@ cdef class UpstreamService(Service):
             self.give_back(connection)
         else:
             connection.begin(request)
+
+    cdef int _give_up(self, UpstreamConnection connection) except -1:
+        """Nothing came of it, or it was there and the time was up before the loop said so."""
+        connection.close()
+        return self._uncount(connection)
+
+    cdef int _uncount(self, UpstreamConnection connection) except -1:
+        """The connection takes up no place of the pool's any more; once is enough, more does nothing."""
+        if connection.counted:
+            connection.counted = False
+            self.connections -= 1
+        return 0
 
     @property
     def where(self) -> str:
@@ -228,6 +251,8 @@ cdef class UpstreamService(Service):
         cdef UpstreamRequest request
         while self.waiting:
             request = <UpstreamRequest>next(iter(self.waiting))
+            if not request.over and not connection.may_carry(request):
+                return connection.close()       # whereupon it has a new one
             del self.waiting[request]
             if not request.over:
                 return connection.begin(request)
@@ -240,15 +265,14 @@ cdef class UpstreamService(Service):
         """A connection is closed."""
         if connection in self.all_connections:
             self.all_connections.discard(connection)
-            if not connection.raw:
-                self.connections -= 1
+            self._uncount(connection)
             self.idle.pop(connection, None)
             self._serve_waiting()
         return 0
 
     cdef int leave_pool(self, UpstreamConnection connection) except -1:
         """A connection is upgraded: it lives as long as its stream, and only max_streams bounds how many there are."""
-        self.connections -= 1
+        self._uncount(connection)
         return self._serve_waiting()
 
     cdef int _serve_waiting(self) except -1:
@@ -395,13 +419,16 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint):
         cdef int64_t room
+        self.offered = READ_SIZE
         if self.request is not None:
             room = self.request.stream.room()
             if 4096 < room < READ_SIZE:
+                self.offered = room
                 return self.loop.read_view[:room]
         return self.loop.read_view
 
     def buffer_updated(self, Py_ssize_t nbytes):
+        self.filled = nbytes == self.offered
         self.input(self.loop.read_buffer, nbytes)
 
     def eof_received(self):
@@ -435,7 +462,6 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
     def connection_lost(self, exc):
         self.closed = True
         self.loop.clear_deadline(self)
-        self.loop.forget_unread(self.writer.fd)
         if self.request is not None:
             if not self._send_again():
                 self._broken(UPSTREAM_RESET, "the upstream reset the connection")
@@ -518,6 +544,21 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         return 0
 
     # --- requests and responses ---
+
+    cdef bint may_carry(self, UpstreamRequest request) except -1:
+        """Whether a request may go on this connection, which has served before: one that is safe to repeat always may.
+
+        For another, who asks pays a system call: it would fail for an end that came and is not read yet.
+        """
+        return request.is_idempotent and request.body == BODY_NONE or self._is_quiet()
+
+    cdef bint _is_quiet(self) except -1:
+        """Whether there is nothing to read, not even the end."""
+        cdef char byte
+        if self.writer.tls is not None and self.writer.tls.has_unread():
+            return False
+        return self.writer.fd < 0 or (c_recv(self.writer.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0
+                                      and c_errno == EAGAIN)
 
     cdef int begin(self, UpstreamRequest request) except -1:
         self.request = request
@@ -609,9 +650,15 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
             return self._switch(&head)
         if reader.status < 200:
             head.body = BODY_NONE
-            if request.stream.interim_count == MAX_INTERIM:
-                raise MessageError(502, "more than 16 interim heads")
-            return request.stream.respond_interim(&head)
+            request.interim_count += 1
+            if request.interim_count > MOST_INTERIM:
+                raise MessageError(502, f"more than {MOST_INTERIM} interim heads")
+            # RFC 9110 §15.2: more than a stream carries may be dropped. While the client may wait for a 100, the last
+            # place is kept for that.
+            if request.stream.interim_count < (MAX_INTERIM if reader.status == 100 or request.request_ended
+                                               else MAX_INTERIM - 1):
+                return request.stream.respond_interim(&head)
+            return 0
         request.head_timeout = request.head_due = 0.0
         head.body = reader.body
         if reader.body == BODY_SIZED:
@@ -670,6 +717,9 @@ cdef class UpstreamConnection(_ProtocolBase, asyncio.BufferedProtocol):
         else:
             request.stream.end()
         if not reusable:
+            return self.close()
+        if (self.filled or self.writer.tls is not None and self.writer.tls.may_have_more()) and not self._is_quiet():
+            # The answer ends where a read did, and behind it lies what nobody asked for.
             return self.close()
         self.reader.next_message()
         self.writer.forget_body()

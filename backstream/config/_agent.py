@@ -43,13 +43,15 @@ class AgentSettings:
         metadata=option(
             "text",
             CONNECT,
-            "A field of the handshake, such as a token that the proxy asks for; may be repeated.",
+            "A field of the handshake, such as a token that the proxy asks for; may be repeated. In the variable each "
+            "has a line of its own.",
             metavar="'NAME: VALUE'",
             many=True,
+            separator="\n",
         ),
     )
     """What the proxy's `authorize` finds in `Handshake.fields`. A command line is seen by others: give a secret by the
-    variable or the file."""
+    variable or the file. A value may have commas, so in the variable line ends stand between the fields."""
 
     client_id: str | None = field(
         metadata=option("text", CONNECT, "The id under which clients reach this agent.", metavar="ID"),

@@ -36,7 +36,9 @@ class Option(NamedTuple):
     metavar: str = ""
     """What stands for the value in `--help`, where the kind does not say enough."""
     many: bool = False
-    """The value is a tuple: a flag that may be given again, an array in TOML, commas in the environment."""
+    """The value is a tuple: a flag that may be given again, an array in TOML, one text in the environment."""
+    separator: str = ","
+    """What stands between the values in the environment."""
     choices: tuple[str, ...] = ()
     """The texts that it may be, where not every one will do."""
 

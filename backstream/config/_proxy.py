@@ -38,8 +38,8 @@ class ProxySettings:
         default="127.0.0.1:8080",
         metadata=option("address", LISTEN, "Address for clients, and for agents unless --agent-listen is given."),
     )
-    """`HOST:PORT`; an empty host means every interface, port 0 a free port. Loopback by default, since agents
-    are not authenticated yet: whoever reaches the port can hold any id."""
+    """`HOST:PORT`; an empty host means every interface, port 0 a free port. Loopback by default, since whoever
+    reaches the port can hold any id, unless `authorize` or `tls_client_ca` keeps agents out."""
 
     agent_listen: str | None = field(
         default=None,
@@ -51,7 +51,8 @@ class ProxySettings:
         default="/ws",
         metadata=option("text", LISTEN, "Path on which agents connect.", metavar="PATH"),
     )
-    """Where an Upgrade to WebSocket makes an agent; other requests to it are ordinary ones."""
+    """Where an Upgrade to WebSocket makes an agent; other requests to it are ordinary ones. An Upgrade that offers
+    `backstream.v1` elsewhere is an agent's that has lost its way: 404."""
 
     tls_cert: str | None = field(
         default=None,
@@ -374,7 +375,8 @@ class ProxySettings:
             many=True,
         ),
     )
-    """Networks of load balancers that speak the PROXY protocol; a connection of theirs without it is closed."""
+    """Networks of load balancers that speak the PROXY protocol; a connection of theirs without it is closed. Not
+    together with `tls_cert`: the load balancer ends TLS, or does without this header."""
 
     via_name: str | None = field(
         default=None,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.contenders import binaries
+from bench.errors import BenchError
 from bench.processes import Fleet
 
 
@@ -47,6 +48,26 @@ class Contender(ABC):
     @abstractmethod
     def start(self, fleet: Fleet, backend: Endpoint) -> Endpoint:
         """Start it in front of `backend`, or with its own service inside; it need not answer yet."""
+
+
+def known_keys() -> set[str]:
+    """The keys of all contenders whose modules are imported."""
+    kinds, keys = [Contender], {"nginx-64k", "nginx"}  # the key of an nginx is its instance's
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        keys |= {kind.key} if hasattr(kind, "key") else set()
+    return keys
+
+
+def require_keys(parts: Sequence[str]) -> None:
+    """Raises BenchError where a part of ``--contender`` is in no key: nobody would be measured, and nothing said."""
+    keys = known_keys()
+    for part in parts:
+        # What stands behind a colon is a state of one measurement's.
+        base = part.partition(":")[0]
+        if not part or not any(base in key for key in keys):
+            raise BenchError(f"no contender's key has {part!r}: there are {', '.join(sorted(keys))}")
 
 
 class Direct(Contender):

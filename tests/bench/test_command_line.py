@@ -94,6 +94,9 @@ def test_contenders_that_are_named_take_part_in_a_quick_run_too(measured: list[t
         (("nonsense",), "No such command 'nonsense'"),
         (("--nonsense",), "No such option"),
         (("--only", "nonsense"), "'nonsense' is not one of 'small'"),
+        (("--contender", "ngnix"), "no contender's key has 'ngnix': there are"),
+        (("quick", "--contender", "nginx", "--contender", "absent:idle"), "no contender's key has 'absent:idle'"),
+        (("--contender", ""), "no contender's key has ''"),
         (("--repeat", "0"), "0 is not in the range x>=1"),
         (("--duration", "long"), "'long' is not a valid integer"),
         (("--json", "/nonexistent/file.json"), "there is no directory /nonexistent"),
@@ -174,3 +177,18 @@ def test_without_matplotlib_a_report_is_refused_before_anything_is_measured(
     assert done.exit_code == 2
     assert "pip install -e '.[bench]'" in done.output
     assert measured == []
+
+
+@pytest.mark.parametrize("part", ["nginx", "nginx-64k", "backstream-app", "app", "frp", "direct", "backstream-app:up"])
+def test_every_part_of_a_key_may_be_asked_for(measured: list[tuple[list[str], Options]], part: str) -> None:
+    assert invoke("--contender", part).exit_code == 0
+    assert measured[0][1].only_contenders == (part,)
+
+
+def test_a_run_that_measured_nothing_is_status_2_and_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, make: Make, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(command_line, "measure", lambda measurements, options: make(sections=[]))
+    done = invoke("--json", str(tmp_path / "out.json"))
+    assert done.exit_code == 2 and "nothing was measured" in done.output
+    assert not (tmp_path / "out.json").exists()

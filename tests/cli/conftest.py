@@ -1,21 +1,17 @@
 """The command as users run it: a process of its own, without this one's BACKSTREAM_ variables."""
 
-import contextlib
 import os
-import re
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
 
 from backstream import cli
 from backstream.config import AgentSettings, ProxySettings
+from tests.rig import Program
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -65,74 +61,13 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
     return parse
 
 
-class Command:
-    """A running command, whose output can be waited for line by line."""
-
-    def __init__(self, *arguments: str, cwd: Path, **env: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "backstream", *arguments],
-            cwd=cwd,
-            env=environment(**env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.seen: list[str] = []
-        self._lines: SimpleQueue[str | None] = SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line)
-        self._lines.put(None)
-
-    def wait_for(self, pattern: str, seconds: float = 20) -> re.Match[str]:
-        """The match in the first line that has one; fails when there is none in time."""
-        while True:
-            try:
-                line = self._lines.get(timeout=seconds)
-            except Empty:
-                line = None
-            if line is None:
-                pytest.fail(f"no line with {pattern!r} in: {''.join(self.seen)}")
-            self.seen.append(line)
-            if match := re.search(pattern, line):
-                return match
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def status(self, seconds: float = 20) -> int:
-        """The exit status, once the process has ended."""
-        return self.process.wait(seconds)
-
-    def output(self) -> str:
-        """All that was printed; call it after `status`."""
-        self._reader.join(10)
-        with contextlib.suppress(Empty):
-            while (line := self._lines.get_nowait()) is not None:
-                self.seen.append(line)
-        return "".join(self.seen)
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(10)
-        self._reader.join(10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
     """Start the command in an empty directory; whatever still runs at the test's end is killed."""
-    commands: list[Command] = []
+    commands: list[Program] = []
 
-    def start(*arguments: str, **env: str) -> Command:
-        commands.append(Command(*arguments, cwd=tmp_path, **env))
+    def start(*arguments: str, **env: str) -> Program:
+        commands.append(Program(["-m", "backstream", *arguments], cwd=tmp_path, env=environment(**env)))
         return commands[-1]
 
     yield start

@@ -121,3 +121,12 @@ def test_examples_of_path_routes(text: str, route: tuple[str, str | None]) -> No
 def test_what_is_no_path_route_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError):
         parse_path_route(text)
+
+
+def test_fields_of_the_handshake_stand_on_lines_of_the_variable_and_may_have_commas(parse: Parse) -> None:
+    required = {"BACKSTREAM_CLIENT_ID": "web", "BACKSTREAM_UPSTREAM": "http://a"}
+    for text, fields in (
+        ("Authorization: Digest a, b=c", ("Authorization: Digest a, b=c",)),
+        ("A: b, c\n\n  D: e \n", ("A: b, c", "D: e")),
+    ):
+        assert parse("agent", **required, BACKSTREAM_HEADER=text).header == fields

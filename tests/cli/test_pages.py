@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,8 @@ import pytest
 
 import backstream
 from backstream import cli, streams
+from backstream.config import ProxySettings, SessionSettings
+from backstream.proxy import memory_bound
 from tests import pages
 
 ROOT = pages.ROOT
@@ -96,3 +99,49 @@ def test_the_commands_take_every_toml_file_of_a_page(block: pages.Block, tmp_pat
     assert tables
     for name in tables:
         cli.cli.commands[name].make_context(name, ["--config", str(path)])
+
+
+def test_the_page_on_flow_control_has_the_bounds_that_a_proxy_logs() -> None:
+    text = (ROOT / "docs" / "explanation" / "flow-control.md").read_text()
+    small = {"max_connections": 2000, "max_agents": 50, "session": SessionSettings(window_budget=64 * 2**20)}
+    for settings in ({}, {"tls_cert": "cert.pem", "tls_key": "key.pem"}, small):
+        bound = memory_bound(ProxySettings(**settings)) / 2**20  # type: ignore[arg-type]
+        assert f"{bound:,.0f} MiB" in text
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not here")
+def test_the_line_for_jq_passes_on_what_is_no_json() -> None:
+    (line,) = (line for block in pages.blocks("console") for line in block.text.splitlines() if "| jq " in line)
+    lines = [
+        "Started backstream-proxy.service - backstream proxy.",
+        '{"level": "info", "message": "listening"}',
+        '{"level": "warning", "message": "agents are not authenticated"}',
+        "backstream proxy: No such option '--lisen' (see backstream proxy --help)",
+        '{"level": "error", "message": "the last one"}',
+    ]
+    done = subprocess.run(
+        ["sh", "-c", line.partition(" | ")[2]], input="\n".join(lines), capture_output=True, text=True, timeout=10
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [lines[0], "agents are not authenticated", lines[3], "the last one"]
+
+
+def test_the_unit_reloads_by_sighup() -> None:
+    (unit,) = (block for block in pages.blocks("ini") if "[Service]" in block.text)
+    assert "ExecReload=/bin/kill -HUP $MAINPID\n" in unit.text
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_line_that_begins_with_a_number_becomes_an_item_of_its_own(page: Path) -> None:
+    numbers: list[int] = []
+    for line in re.sub(r"(?ms)^\s*```.*?^\s*```", "", page.read_text()).splitlines():
+        if match := re.match(r"\s*(\d+)[.)]\s", line):
+            assert int(match[1]) == (numbers[-1] + 1 if numbers else 1), line
+            numbers.append(int(match[1]))
+        elif not line.startswith("   ") and line.strip():
+            numbers.clear()
+
+
+def test_the_first_page_links_to_every_how_to() -> None:
+    linked = set(pages.links(ROOT / "docs" / "index.md"))
+    assert {f"how-to/{page.name}" for page in (ROOT / "docs" / "how-to").glob("*.md")} <= linked

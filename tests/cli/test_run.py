@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.cli.conftest import environment
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., Any]
 
@@ -180,7 +182,7 @@ def test_an_agent_without_a_proxy_still_ends_on_a_signal(start: Start, tmp_path:
 
 def test_a_port_in_use_costs_one_line_and_status_1(run: Run) -> None:
     with taken_port() as port:
-        done = run("proxy", "--listen", f"127.0.0.1:{port}", "--log-level", "error")
+        done = run("proxy", "--listen", f"127.0.0.1:{port}", "--log-level", "error", "--log-format", "human")
         assert done.returncode == 1
         assert done.stderr == f"backstream proxy: cannot listen on 127.0.0.1:{port}: address already in use\n"
 
@@ -188,13 +190,13 @@ def test_a_port_in_use_costs_one_line_and_status_1(run: Run) -> None:
 def test_the_agents_port_in_use_is_the_one_named(run: Run) -> None:
     with taken_port() as port:
         flags = ("--listen", f"127.0.0.1:{free_port()}", "--agent-listen", f"127.0.0.1:{port}")
-        done = run("proxy", *flags, "--log-level", "error")
+        done = run("proxy", *flags, "--log-level", "error", "--log-format", "human")
     assert done.returncode == 1
     assert done.stderr == f"backstream proxy: cannot listen on 127.0.0.1:{port}: address already in use\n"
 
 
 def test_an_address_that_is_not_ours_costs_one_line_and_status_1(run: Run) -> None:
-    done = run("proxy", "--listen", "192.0.2.1:8080", "--log-level", "error")
+    done = run("proxy", "--listen", "192.0.2.1:8080", "--log-level", "error", "--log-format", "human")
     assert done.returncode == 1
     assert done.stderr == "backstream proxy: cannot listen on 192.0.2.1:8080: cannot assign requested address\n"
 
@@ -394,3 +396,133 @@ def test_the_demos_port_in_use_costs_one_line_and_status_1(run: Run) -> None:
     assert done.stderr.count("\n") == 1
     assert f"cannot listen on 127.0.0.1:{port}: address already in use" in done.stderr
     assert "--listen" in done.stderr
+
+
+# --- failures in logs that are JSON -------------------------------------------------------------------------
+
+
+def records_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stderr.splitlines()]
+
+
+def test_a_port_in_use_is_a_record_where_the_logs_are_json(run: Run) -> None:
+    with taken_port() as port:
+        done = run("proxy", "--listen", f"127.0.0.1:{port}", "--log-level", "error")
+        hint = run("demo", "--listen", f"127.0.0.1:{port}")
+    assert (done.returncode, hint.returncode) == (1, 1)
+    (record,), (demo,) = records_of(done), records_of(hint)
+    assert (record["level"], record["logger"]) == ("error", "backstream.proxy")
+    assert record["message"] == f"cannot listen on 127.0.0.1:{port}: address already in use"
+    assert demo["logger"] == "backstream.demo" and "--listen" in demo["message"]
+
+
+def test_what_fails_behind_the_logs_beginning_is_a_record_of_them(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import framework_that_is_not_there\n")
+    for arguments, status, words in (
+        (["proxy", "--tls-cert", "absent.pem", "--tls-key", "absent.pem"], 2, "--tls-cert: cannot read absent.pem"),
+        (["agent", "--client-id", "web", "--app", "absent:app"], 2, "there is no module absent"),
+        (["agent", "--client-id", "web", "--app", "broken:app"], 1, "framework_that_is_not_there"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == status
+        *_, record = records_of(done)
+        assert record["level"] == "error"
+        assert words in record["message"] + record.get("exc_info", "")
+
+
+def test_an_exception_where_the_logs_are_for_people_is_a_traceback(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import framework_that_is_not_there\n")
+    done = run("agent", "--client-id", "web", "--app", "broken:app", "--log-format", "human")
+    assert done.returncode == 1
+    assert "No module named 'framework_that_is_not_there'" in done.stderr.splitlines()[-1]
+
+
+# --- SIGHUP -------------------------------------------------------------------------------------------------
+
+
+def test_sighup_ends_nobody_who_has_nothing_to_read_again(tunnel: tuple[Any, Any, int]) -> None:
+    proxy, agent, port = tunnel
+    for command in (proxy, agent):
+        command.signal(signal.SIGHUP)
+        command.wait_for("to be read again")
+    with request(port) as client:
+        assert b"ended" in read_all(client)
+
+
+def test_sighup_ends_no_demo(start: Start) -> None:
+    demo = start("demo", "--listen", "127.0.0.1:0", "--log-level", "info")
+    demo.wait_for("curl")
+    demo.signal(signal.SIGHUP)
+    demo.wait_for("SIGHUP: there is nothing to read again")
+    demo.signal(signal.SIGINT)
+    assert demo.status() == 0
+
+
+def test_with_reload_sighup_drains(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(APP)
+    port = free_port()
+    start("proxy", "--listen", f"127.0.0.1:{port}").wait_for("listening")
+    agent = reloading(start, port)
+    agent.wait_for("connected to")
+    agent.signal(signal.SIGHUP)
+    assert agent.status() == 0
+    assert "drained" in agent.output()
+
+
+IN_TERMINAL = """
+import os, pty, signal, sys
+ignore, *arguments = sys.argv[1:]
+child, terminal = pty.fork()
+if child == 0:
+    if ignore == "nohup":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.execv(sys.executable, [sys.executable, "-m", "backstream", *arguments])
+seen = b""
+while b"listening" not in seen:
+    seen += os.read(terminal, 4096)
+os.close(terminal)
+if ignore == "nohup":
+    os.kill(child, signal.SIGHUP)
+    os.kill(child, signal.SIGHUP)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    os.kill(child, signal.SIGTERM)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("ignore", ["", "nohup"])
+def test_the_end_of_its_terminal_drains_a_command_but_for_nohup(ignore: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TERMINAL, ignore, "proxy", "--listen", "127.0.0.1:0"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=40,
+    )
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
+
+
+# --- variables ----------------------------------------------------------------------------------------------
+
+
+def test_variables_that_nothing_reads_are_one_warning(start: Start) -> None:
+    proxy = start(
+        *("proxy", "--listen", "127.0.0.1:0"),
+        BACKSTREAM_LISEN=":80",
+        BACKSTREAM_TOKEN="secret",
+        BACKSTREAM_CLIENT_ID="an agent's",
+        BACKSTREAM_SERVICE_HOST="10.0.0.1",
+        BACKSTREAM_SERVICE_PORT_HTTP="80",
+        BACKSTREAM_PORT="tcp://10.0.0.1:80",
+        BACKSTREAM_PROXY_PORT_80_TCP_ADDR="10.0.0.1",
+    )
+    line = proxy.wait_for("that nothing here reads").string
+    proxy.wait_for("listening")
+    record = json.loads(line)
+    assert record["level"] == "warning"
+    assert record["message"].endswith(": BACKSTREAM_LISEN (did you mean BACKSTREAM_LISTEN?), BACKSTREAM_TOKEN")
+    proxy.signal(signal.SIGTERM)
+    assert proxy.status() == 0
+    said = proxy.output()
+    assert said.count("that nothing here reads") == 1 and "secret" not in said

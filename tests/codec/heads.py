@@ -72,6 +72,10 @@ BODIES = st.one_of(
 TEXTS = st.text(max_size=30)
 
 
+def is_switchable(token: bytes) -> bool:
+    return token.lower() not in (b"h2c", b"h2", b"http", b"tls")
+
+
 @st.composite
 def request_heads(draw: st.DrawFn) -> RequestHead:
     body, length = draw(BODIES)
@@ -93,7 +97,7 @@ def request_heads(draw: st.DrawFn) -> RequestHead:
         length=length,
         time_budget_ms=draw(U64),
         peer=draw(PEERS),
-        upgrade=b"" if body else draw(over(TOKEN)),
+        upgrade=b"" if body else draw(over(TOKEN).filter(is_switchable)),
         client_id=draw(over(bytes(range(0x21, 0x7F)), 0, 128)),
         prefix=draw(st.one_of(st.just(b""), PATHS)),
     )
@@ -109,7 +113,7 @@ def response_heads(draw: st.DrawFn) -> ResponseHead:
         fields=draw(FIELDS),
         body=body,
         length=length,
-        upgrade=draw(over(TOKEN, 1)) if status == 101 else b"",
+        upgrade=draw(over(TOKEN, 1).filter(is_switchable)) if status == 101 else b"",
     )
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+import backstream
 from tests import pages
 from tests.rig import free_port
 
@@ -277,3 +280,35 @@ def test_the_tests_of_the_page_on_pytest_pass(tmp_path: Path) -> None:
         (tmp_path / name).write_text(pages.named(name).text)
     output = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:asyncio")
     assert "3 passed" in output
+
+
+# --- authorize ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("client_id", "value", "allowed"),
+    [
+        ("shop", "Bearer 6f1c", True),
+        ("shop", "Bearer 6f1d", False),
+        ("shop", "Bearer \u00e9", False),
+        ("shop", None, False),
+        ("other", "Bearer ", False),
+        ("other", "Bearer 6f1c", False),
+    ],
+)
+def test_the_token_of_the_page_on_authorize_is_asked_for_whatever_else_comes(
+    client_id: str, value: str | None, allowed: bool
+) -> None:
+    (block,) = (each for each in PYTHON if "TOKENS" in each.text)
+    names: dict[str, Any] = {"backstream": backstream}
+    exec(compile(block.text, str(block), "exec"), names)
+    fields = () if value is None else ((b"authorization", value.encode("latin-1")),)
+    verdict = names["authorize"](backstream.Handshake(client_id, ("127.0.0.1", 1), fields))
+    assert verdict is allowed
+
+
+def test_what_docstrings_of_the_examples_name_exists() -> None:
+    text = (ROOT / "examples" / "migrate_from_go.py").read_text()
+    (made,) = re.findall(r"`(ProxySettings\(.*?\))` closes", " ".join(text.split()))
+    settings = eval(made, {name: getattr(backstream, name) for name in ("ProxySettings", "SessionSettings")})
+    assert settings.session.wire == "native"

@@ -2,85 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.server
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import Empty, SimpleQueue
 
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosedOK, InvalidStatus
 from websockets.sync.client import connect
 
-from tests.rig import free_port
+from tests.rig import Program, free_port
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SECONDS = 20
-
-
-class Program:
-    """A running example, whose output is waited for line by line."""
-
-    def __init__(self, name: str, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", name if name == "-m" else EXAMPLES / name, *arguments],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self._seen: list[str] = []
-        self._lines: SimpleQueue[str | None] = SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line)
-        self._lines.put(None)
-
-    def wait_for(self, pattern: str) -> re.Match[str]:
-        """The match in the first line that has one."""
-        while True:
-            try:
-                line = self._lines.get(timeout=SECONDS)
-            except Empty:
-                line = None
-            if line is None:
-                pytest.fail(f"no line with {pattern!r} in: {''.join(self._seen)}")
-            self._seen.append(line)
-            if match := re.search(pattern, line):
-                return match
-
-    def stop(self, number: signal.Signals) -> tuple[int, str]:
-        """Exit status after a signal, and what was printed since `wait_for`."""
-        self.process.send_signal(number)
-        status = self.process.wait(SECONDS)
-        self._reader.join(SECONDS)
-        rest = []
-        with contextlib.suppress(Empty):
-            while (line := self._lines.get_nowait()) is not None:
-                rest.append(line)
-        return status, "".join(rest)
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(SECONDS)
-        self._reader.join(SECONDS)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 Start = Callable[..., Program]
@@ -91,7 +32,8 @@ def start() -> Iterator[Start]:
     programs: list[Program] = []
 
     def start(name: str, *arguments: str) -> Program:
-        programs.append(Program(name, *arguments))
+        where = name if name == "-m" else EXAMPLES / name
+        programs.append(Program(["-W", "error", where, *arguments], env=os.environ | {"PYTHONPATH": str(ROOT)}))
         return programs[-1]
 
     yield start

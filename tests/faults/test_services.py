@@ -37,6 +37,13 @@ IDLE_TIMEOUT = 0.4
 SLACK = 2.0
 
 
+def unread(port: int) -> int:
+    """Bytes that have come for whoever is connected to a port, and that they have not read."""
+    with open("/proc/net/tcp") as table:
+        rows = [line.split() for line in table.readlines()[1:]]
+    return sum(int(row[4].partition(":")[2], 16) for row in rows if int(row[2].partition(":")[2], 16) == port)
+
+
 class Service:
     """An upstream with an echo for the neighbour, and one target on which it fails as the test says."""
 
@@ -136,7 +143,7 @@ BEFORE_THE_HEAD = {
     "a NUL in a field": HEAD + b"X-A: 1\x002\r\nContent-Length: 2\r\n\r\nok",
     "101 unasked": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
     "a head without end": HEAD + b"".join(b"X-%d: %s\r\n" % (i, b"v" * 1000) for i in range(200)),
-    "interim answers without end": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 30,
+    "interim answers without end": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 600,
 }
 
 
@@ -266,6 +273,34 @@ async def test_a_service_may_answer_before_it_has_read_the_body(then: str) -> No
         # The upload goes nowhere, and the client is not left alone with it for ever: it can send on, or stop.
         wire.half_close()
         assert (await wire.rest(seconds=SLACK))[0] == b""
+
+
+async def test_a_request_that_may_not_be_repeated_goes_on_no_connection_whose_end_has_come_unread(commands) -> None:
+    ends = asyncio.Event()
+
+    async def serve(wire: Wire, number: int) -> None:
+        while True:
+            await wire.request()
+            await wire.send(OK)
+            if number == 1:
+                await ends.wait()
+                return
+
+    async with Upstream(serve) as upstream:
+        await commands.proxy()
+        agent = await commands.agent("--upstream", upstream.url)
+        assert (await commands.get()).status == 200
+        agent.signal(signal.SIGSTOP)
+        async with await commands.open() as wire:
+            await wire.send(request(method="POST", body=b"x"))
+            # The request is what the agent finds first when it goes on.
+            await until(lambda: unread(commands.port) > 0, "the request at the agent's door")
+            ends.set()
+            await until(lambda: not upstream.open, "the end of the idle connection")
+            agent.signal(signal.SIGCONT)
+            got = await wire.answer()
+            assert (got.status, got.body) == (200, b"ok")
+        assert upstream.connections == 2
 
 
 # --- an application in the agent's process ---

@@ -82,11 +82,18 @@ def understood(head: h11.Request, body: bytes, trailers: list[tuple[bytes, bytes
 
 EMPTY_LINES = re.compile(rb"^(?:\r\n)+")
 """Before a request line they are ignored (RFC 9112 §2.2), but not by h11."""
+BLANKS_BEFORE_EXTENSION = re.compile(rb"^([0-9A-Fa-f]+)([ \t]+);", re.MULTILINE)
+
+
+def in_words_of_h11(data: bytes) -> bytes:
+    """Blanks before a chunk's extension (RFC 9112 §7.1.1) stand behind its semicolon, where h11 takes them, too."""
+    return BLANKS_BEFORE_EXTENSION.sub(rb"\1;\2", data)
 
 
 def requests_in(data: bytes) -> tuple[list[Request], bool]:
     """The requests that h11 finds, up to the first that is malformed or cut; and whether that is all there is."""
     found: list[Request] = []
+    data = in_words_of_h11(data)
     while data := EMPTY_LINES.sub(b"", data):
         reader = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
         reader.receive_data(data)

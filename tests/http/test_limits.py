@@ -249,6 +249,13 @@ async def test_a_head_that_does_not_come_in_time_is_408() -> None:
         assert await wire.rest() == (b"", "fin")
 
 
+async def test_a_head_of_head_that_does_not_come_in_time_is_408_without_a_body() -> None:
+    async with tunnel(ok_app, proxy={"header_timeout": 0.2}) as pair, await pair.open() as wire:
+        await wire.send(b"HEAD / HTTP/1.1\r\nHost: a\r\n")
+        assert (await wire.answer("HEAD")).status == 408
+        assert await wire.rest() == (b"", "fin")
+
+
 async def test_a_head_that_trickles_is_408_all_the_same() -> None:
     async with tunnel(ok_app, proxy={"header_timeout": 0.2}) as pair, await pair.open() as wire:
         reading = asyncio.create_task(wire.answer())
@@ -352,6 +359,37 @@ async def test_a_client_that_neither_sends_nor_closes_is_cut_off_after_5_s() -> 
         files = len(os.listdir("/proc/self/fd"))  # the proxy's socket is one of them
         await until(lambda: len(os.listdir("/proc/self/fd")) < files, "the connection to be gone", seconds=10)
         assert 4.5 < time.monotonic() - began < 8
+
+
+@http_only
+async def early_app(scope, receive, send):
+    await answer(send)
+
+
+async def test_the_rest_of_an_answered_body_has_5_s_and_then_the_connection_ends() -> None:
+    async with tunnel(early_app) as pair, await pair.open() as wire:
+        began = time.monotonic()
+        await wire.send(request(method="POST", lines=["Content-Length: 10"]) + b"hello")
+        got = await wire.answer()
+        assert (got.status, got.keeps_alive) == (200, True)
+        assert await wire.rest() == (b"", "fin")
+        assert 4.5 < time.monotonic() - began < 8
+
+
+async def test_the_rest_of_an_answered_body_of_64_kib_is_read_off_at_any_pace_before_the_next_request() -> None:
+    async with tunnel(early_app) as pair, await pair.open() as wire:
+        size = 64 * KiB
+        for _ in range(3):
+            await wire.send(request(method="POST", lines=[f"Content-Length: {size}"]))
+            got = await wire.answer()
+            assert (got.status, got.keeps_alive) == (200, True)
+            for at in range(0, size, 8 * KiB):
+                await wire.send(bytes(8 * KiB) + (b"GET" if at == size - 8 * KiB else b""))
+                await asyncio.sleep(0.01)
+            await wire.send(request()[3:])
+            assert (await wire.answer()).status == 200
+        await wire.send(request(method="POST", lines=[f"Content-Length: {size + 1}"]))
+        assert not (await wire.answer()).keeps_alive
 
 
 async def test_beyond_the_connections_it_takes_a_client_is_told_503_at_once() -> None:

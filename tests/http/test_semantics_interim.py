@@ -156,13 +156,46 @@ async def test_each_interim_answer_comes_before_the_next_is_made() -> None:
         assert (await wire.answer()).body == b"ok"
 
 
-async def test_more_than_16_interim_answers_are_the_upstreams_error() -> None:
+@pytest.mark.parametrize("count", [17, 512])
+async def test_of_many_interim_answers_the_first_16_pass_and_the_final_one(count: int) -> None:
     async with (
-        rig.Upstream(rig.always(interim(17) + FINAL)) as upstream,
+        rig.Upstream(rig.always(interim(count) + FINAL)) as upstream,
+        rig.tunnel(upstream=upstream.url) as tunnel,
+        await tunnel.open() as wire,
+    ):
+        for _ in range(2):
+            answer = await wire.get()
+            assert (answer.status, answer.body) == (200, b"ok")
+            assert [hint.get("link") for hint in answer.interim] == [b"</%d>" % i for i in range(16)]
+        assert upstream.connections == 1
+
+
+async def test_more_than_512_interim_answers_are_the_upstreams_error() -> None:
+    async with (
+        rig.Upstream(rig.always(interim(513) + FINAL)) as upstream,
         rig.tunnel(upstream=upstream.url) as tunnel,
     ):
         answer = await tunnel.get()
         assert (answer.status, len(answer.interim)) == (502, 16)
+
+
+async def test_a_100_behind_many_interim_answers_reaches_the_client_that_waits_for_it() -> None:
+    async def serve(wire: Wire, number: int) -> None:
+        await wire.head()
+        await wire.send(interim(40) + b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert await wire.exactly(5) == b"hello"
+        await wire.send(FINAL)
+        await wire.fill()
+
+    async with (
+        rig.Upstream(serve) as upstream,
+        rig.tunnel(upstream=upstream.url) as tunnel,
+        await tunnel.open() as wire,
+    ):
+        await wire.send(rig.request(method="POST", lines=EXPECT))
+        assert [(await wire.head()).status for _ in range(16)] == [103] * 15 + [100]
+        await wire.send(b"hello")
+        assert (await wire.answer()).body == b"ok"
 
 
 async def test_http_1_0_gets_no_interim_answer() -> None:

@@ -185,6 +185,21 @@ async def test_a_cut_body_until_close_ends_in_a_reset() -> None:
         assert how == "reset" or b" 502 " in data
 
 
+async def test_a_body_until_close_is_cut_by_a_client_that_ends_its_direction_and_does_not_look_whole_to_it() -> None:
+    @rig.http_only
+    async def app(scope, receive, send):
+        await rig.begin(send)
+        await rig.more(send, b"hello")
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with rig.tunnel(app, check=False) as tunnel, await tunnel.open() as wire:
+        await wire.send(rig.request(version="1.0"))
+        await wire.until(b"hello")
+        wire.half_close()
+        assert await wire.rest() == (b"", "reset")
+
+
 # --- the time that is left ---
 
 

@@ -37,6 +37,22 @@ async def test_an_upstreams_trailers_reach_a_client_that_takes_them(te: str) -> 
     assert request.all("connection") == [b"te"]
 
 
+async def test_trailers_that_an_answers_connection_names_are_dropped_and_those_of_the_next_answer_are_not() -> None:
+    recorder = rig.Recorder()
+    async with (
+        rig.Upstream(recorder) as upstream,
+        rig.tunnel(upstream=upstream.url) as tunnel,
+        await tunnel.open() as wire,
+    ):
+        for connection, trailers in (
+            (b"X-Sum", [(b"x-other", b"1")]),
+            (b"keep-alive", [(b"x-sum", b"9"), (b"x-other", b"1")]),
+        ):
+            recorder.answer = answer_with(b"x-sum: 9", b"X-Other: 1", fields=b"Connection: %b\r\n" % connection)
+            await wire.send(rig.request(lines=[TE]))
+            assert (await wire.answer()).trailers == trailers
+
+
 async def test_trailers_are_dropped_for_a_client_that_did_not_ask() -> None:
     recorder = rig.Recorder(answer_with(b"X-Sum: 9", fields=b"Trailer: X-Sum\r\n"))
     async with (
@@ -165,6 +181,22 @@ async def test_an_application_that_errs_with_its_trailers_has_no_whole_answer(pa
 # --- from the client ---
 
 
+async def test_trailers_that_a_requests_connection_names_are_dropped_and_those_of_the_next_request_are_not() -> None:
+    recorder = rig.Recorder()
+    async with (
+        rig.Upstream(recorder) as upstream,
+        rig.tunnel(upstream=upstream.url) as tunnel,
+        await tunnel.open() as wire,
+    ):
+        for connection in ("X-Sum", "keep-alive"):
+            await wire.send(rig.request(method="POST", lines=[CHUNKED, f"Connection: {connection}"]))
+            await wire.send(b"0\r\nX-SUM: 9\r\nX-Other: 1\r\n\r\n")
+            assert (await wire.answer()).status == 200
+    first, second = (request.trailers for request in recorder.seen)
+    assert first == [(b"x-other", b"1")]
+    assert second == [(b"x-sum", b"9"), (b"x-other", b"1")]
+
+
 async def test_a_clients_trailers_reach_an_upstream_apart_from_the_head() -> None:
     recorder = rig.Recorder()
     async with (
@@ -198,8 +230,10 @@ async def test_a_clients_trailers_are_dropped_for_an_application() -> None:
     ("name", "may"),
     [
         *((name, True) for name in ("x-sum", "etag", "content-digest", "repr-digest", "server-timing", "grpc-status")),
-        *((name, True) for name in ("proxy-status", "authentication-info", "signature", "link")),
-        *((name, False) for name in ("content-length", "transfer-encoding", "host", "connection", "te", "trailer")),
+        *((name, True) for name in ("accept-ranges", "proxy-status", "authentication-info", "signature", "link")),
+        *((name, False) for name in ("content-length", "transfer-encoding", "host", "connection", "te", "close")),
+        *((name, False) for name in ("accept", "accept-charset", "accept-language", "from", "trailer")),
+        *((name, False) for name in ("user-agent", "accept-encoding", "x-http-method", "x-http-method-override")),
         *((name, False) for name in ("authorization", "cookie", "set-cookie", "www-authenticate", "if-match", "range")),
         *((name, False) for name in ("content-encoding", "content-type", "cache-control", "vary", "location", "via")),
         *((name, False) for name in ("forwarded", "x-forwarded-for", "x-backstream-client-id", "x-request-id")),

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+import backstream
 from tests.rig import OK, Ended, Upstream, Wire, always, request, tunnel, until
 
 POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON"
@@ -86,6 +87,57 @@ async def test_who_waits_for_a_connection_does_not_get_one_that_is_spoilt() -> N
         got = await second
         assert (got.status, got.body) == (200, b"ok")
         assert upstream.connections == 2
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(("window", "read"), [(65536, 65280), (16384, 16384)])
+async def test_who_waits_for_a_connection_does_not_get_what_lies_behind_an_answer_that_filled_a_read(
+    window: int, read: int, method: str
+) -> None:
+    release = asyncio.Event()
+
+    async def serve(wire: Wire, number: int) -> None:
+        while True:
+            if (await wire.request()).target == b"/first":
+                await release.wait()
+                head = b"HTTP/1.1 200 OK\r\nContent-Length: %05d\r\n\r\n"
+                size = read - len(head % 0)
+                await wire.send(head % size + b"x" * size + POISON)
+            else:
+                await wire.send(OK)
+
+    session = backstream.SessionSettings(initial_window=window, max_window=window)
+    async with (
+        Upstream(serve) as upstream,
+        tunnel(upstream=upstream.url, upstream_connections=1, proxy={"session": session}) as pair,
+    ):
+        first = asyncio.create_task(pair.get("/first"))
+        await until(lambda: upstream.connections, "the first request")
+        second = asyncio.create_task(pair.get("/second", method=method))
+        await until(lambda: pair.counts()["accepted"] == 2, "the second request to wait")
+        release.set()
+        assert (await first).complete
+        assert (await second).body == b"ok"
+        assert upstream.connections == 2
+
+
+async def test_an_answer_that_fills_a_read_leaves_its_connection_to_who_waits() -> None:
+    release = asyncio.Event()
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %05d\r\n\r\n"
+    size = 65280 - len(head % 0)
+
+    async def serve(wire: Wire, number: int) -> None:
+        while True:
+            await wire.request()
+            await release.wait()
+            await wire.send(head % size + b"x" * size)
+
+    async with Upstream(serve) as upstream, tunnel(upstream=upstream.url, upstream_connections=1) as pair:
+        asked = [asyncio.create_task(pair.get(method=method)) for method in ("GET", "POST", "GET")]
+        await until(lambda: pair.counts()["accepted"] == 3, "all to be under way")
+        release.set()
+        assert [len((await got).body) for got in asked] == [size] * 3
+        assert upstream.connections == 1
 
 
 async def test_requests_beyond_the_pools_size_wait_their_turn() -> None:

@@ -152,17 +152,69 @@ def test_other_resets_by_the_opener_cost() -> None:
     assert end.closed == CALM
 
 
-def test_resets_by_the_side_that_did_not_open_the_stream_cost() -> None:
+@pytest.mark.parametrize("code", [ErrorCode.NO_ERROR, ErrorCode.PROTOCOL_ERROR, ErrorCode.FLOW_CONTROL_ERROR])
+def test_resets_by_the_side_that_did_not_open_the_stream_cost_where_they_blame_the_one_that_did(code: int) -> None:
     end = wire.proxy()
-    for _ in range(BUCKET + 1):
+    assert reset_all(end, code, BUCKET) == BUCKET and end.closed is None
+    assert reset_all(end, code, 1) == 1
+    assert end.closed == CALM
+
+
+@pytest.mark.parametrize(
+    "code",
+    [ErrorCode.INTERNAL, ErrorCode.REFUSED, ErrorCode.CANCEL, ErrorCode.APP_ERROR, 38, 77, 2**32 - 1],
+)
+def test_a_service_that_fails_every_request_does_not_end_the_session(code: int) -> None:
+    end = wire.proxy()
+    assert reset_all(end, code, 3 * BUCKET) == 3 * BUCKET
+    assert end.closed is None and end.alive()
+
+
+def reset_all(end: End, code: int, count: int) -> int:
+    """Opens streams that the other side resets, each once; how many there were."""
+    for at in range(count):
         handler = end.open(GET)
         assert handler.stream is not None
         end.said()
-        end.hear(reset(handler.stream.id, ErrorCode.INTERNAL))
+        end.hear(reset(handler.stream.id, code))
+        if end.closed is not None:
+            return at + 1
+    return count
+
+
+def test_small_grants_cost_where_the_window_is_none_that_is_small() -> None:
+    end = wire.agent(peer={"initial_window": 100})
+    serve(end, 1)
+    # Credit that nobody uses adds up: the window is large.
+    end.hear(*[window(1, 25)] * (BUCKET + 100))
+    assert end.closed == CALM
+    end = wire.agent(peer={"initial_window": 64 * 1024})
+    stream = serve(end, 1).stream
+    _callbacks.respond(stream, OK)
+    _callbacks.write(stream, bytes(64 * 1024 + BUCKET + 1))
+    end.said()
+    # It has taken all, and would have us send byte by byte.
+    for _ in range(BUCKET + 1):
+        end.hear(window(1, 1))
+        end.said()
     assert end.closed == CALM
 
 
 # --- what honest peers do must not count ---
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100, 255, 256, 511])
+@pytest.mark.parametrize("part", [2, 4])
+def test_a_small_window_that_is_granted_in_parts_costs_nothing(size: int, part: int) -> None:
+    end = wire.agent(peer={"initial_window": size})
+    stream = serve(end, 1).stream
+    _callbacks.respond(stream, OK)
+    grant = max(size // part, 1) if part == 2 else -(-size // part)
+    for _ in range(2 * BUCKET):
+        _callbacks.write(stream, bytes(grant))
+        end.said()
+        end.hear(window(1, grant))
+    assert end.closed is None
 
 
 def test_large_data_for_a_closed_stream_is_what_crossed_and_costs_nothing() -> None:

@@ -41,6 +41,8 @@ from tests.session.wire import (
     window,
 )
 
+OTHER_HTTP = [b"h2c", b"H2C", b"h2", b"HTTP", b"tls"]  # never travel: another HTTP or TLS on the connection
+
 
 def failed(end: End, handler: Handler, code: int = ErrorCode.PROTOCOL_ERROR) -> None:
     """The stream failed, both sides know it, and a neighbour never noticed."""
@@ -128,6 +130,7 @@ def test_an_upload_that_breaks_its_promise_fails_alone_by(frames: list[bytes]) -
         pytest.param(replace(GET, target=b"a"), END, id="a_target_without_a_slash"),
         pytest.param(replace(GET, fields=((b"host", b"a"),)), END, id="host_as_a_field"),
         pytest.param(replace(UPGRADE, body=Body.CHUNKED), 0, id="an_upgrade_with_a_body"),
+        *(pytest.param(replace(UPGRADE, upgrade=name), 0, id=name.decode()) for name in OTHER_HTTP),
     ],
 )
 def test_a_malformed_request_is_reset_and_never_accepted(head: RequestHead, flags: int) -> None:
@@ -455,6 +458,15 @@ def test_101_to_an_upload_that_offered_no_upgrade_fails_the_stream() -> None:
     handler = end.open(POST)
     end.said()
     end.hear(response(1, SWITCH))
+    failed(end, handler)
+
+
+@pytest.mark.parametrize("name", OTHER_HTTP)
+def test_101_to_another_http_fails_the_stream(name: bytes) -> None:
+    end = wire.proxy()
+    handler = end.open(UPGRADE)
+    end.said()
+    end.hear(response(1, replace(SWITCH, upgrade=name)))
     failed(end, handler)
 
 

@@ -9,6 +9,7 @@ import pytest
 from backstream import _callbacks
 from backstream._flow import WindowBudget
 from backstream._messages import ResponseHead
+from backstream._seed_session import SeedSession
 from backstream._stream import Stream
 from backstream.errors import ErrorCode, StreamError
 from tests.session import wire
@@ -185,6 +186,14 @@ def test_a_session_without_anything_to_say_gives_no_message() -> None:
     assert _callbacks.pull(end.session) == b""
 
 
+def test_what_is_of_the_native_wire_finds_nothing_in_a_session_on_the_seed_wire() -> None:
+    session = SeedSession(wire.Owner(), True, wire.hello(), WindowBudget(0), False, 1 << 20, 0)
+    session.notify("", b"an event")
+    assert _callbacks.has_output(session)
+    assert _callbacks.pull(session) == b""
+    assert _callbacks.has_output(session)
+
+
 def test_a_notify_beyond_the_peers_max_frame_size_is_not_sent() -> None:
     end = wire.proxy(peer={"max_frame_size": 16384})
     end.session.notify("", bytes(16381))
@@ -192,6 +201,44 @@ def test_a_notify_beyond_the_peers_max_frame_size_is_not_sent() -> None:
         end.session.notify("", bytes(16382))
     assert raised.value.code == ErrorCode.TOO_LARGE
     assert [(f.type, len(f.payload)) for f in end.said()] == [(NOTIFY, 16384)]
+
+
+@pytest.mark.parametrize("is_proxy", [True, False])
+@pytest.mark.parametrize("size", [10, 1000, 60_000])
+def test_events_that_a_full_transport_does_not_take_are_refused_and_leave_room_for_answers(
+    is_proxy: bool, size: int
+) -> None:
+    end = End(is_proxy).greeted()
+    _callbacks.set_congested(end.session, True)
+    count = 0
+    with pytest.raises(StreamError) as raised:
+        while True:
+            end.session.notify("", bytes(size))
+            count += 1
+    assert raised.value.code == ErrorCode.REFUSED and count > 1
+    end.hear(*[frame(PING, 0, bytes(8))] * 400)
+    assert end.closed is None
+    _callbacks.set_congested(end.session, False)
+    assert [f.type for f in end.said()] == [NOTIFY] * count + [PING] * 400
+    end.session.notify("", bytes(size))
+    assert [f.type for f in end.said()] == [NOTIFY]
+
+
+def test_events_gather_only_so_far_where_nobody_takes_them() -> None:
+    end = wire.proxy()
+    with pytest.raises(StreamError):
+        for _ in range(1000):
+            end.session.notify("", bytes(1000))
+    assert end.closed is None and 100_000 < sum(len(f.payload) for f in end.said()) < 200_000
+
+
+def test_an_event_of_a_session_that_is_over_is_refused() -> None:
+    end = wire.proxy()
+    end.session.close()
+    end.said()
+    with pytest.raises(StreamError) as raised:
+        end.session.notify("", b"late")
+    assert raised.value.code == ErrorCode.REFUSED and not end.said()
 
 
 # --- a full transport ---

@@ -251,14 +251,8 @@ async def test_an_upload_stops_while_the_application_does_not_receive(certificat
         await TlsWire.secure(pair.address, certificates.context()) as wire,
     ):
         await wire.send(request(method="POST", lines=["Transfer-Encoding: chunked"]))
-        count, still = 0, 0
-        async with asyncio.timeout(10):
-            # Sends until the kernel took nothing for 200 ms.
-            while still < 20:
-                taken = wire.send_now(chunked(BLOCK, end=False))
-                count += taken > 0
-                still = 0 if taken else still + 1
-                await asyncio.sleep(0 if taken else 0.01)
+        piece = chunked(BLOCK, end=False)
+        count = await wire.send_until_full(piece) // len(piece)
         assert count < 256, "the upload was buffered somewhere"
         go_on.set()
         await wire.send(b"0\r\n\r\n")
@@ -310,12 +304,7 @@ async def test_a_client_that_leaves_while_it_is_not_read_is_noticed_within_a_sec
     async with secure(certificates, app) as pair:
         wire = await TlsWire.secure(pair.address, certificates.context())
         await wire.send(request(method="POST", lines=["Transfer-Encoding: chunked"]))
-        still = 0
-        async with asyncio.timeout(10):
-            while still < 20:
-                taken = wire.send_now(chunked(BLOCK, end=False))
-                still = 0 if taken else still + 1
-                await asyncio.sleep(0 if taken else 0.01)
+        await wire.send_until_full(chunked(BLOCK, end=False))
         begin_at = time.monotonic()
         if how == "reset":
             wire.reset()
@@ -408,12 +397,7 @@ async def test_an_early_answer_reaches_a_client_whose_upload_was_stopped(certifi
         await TlsWire.secure(pair.address, certificates.context()) as wire,
     ):
         await wire.send(request(method="POST", lines=["Content-Length: 800000000"]))
-        still = 0
-        async with asyncio.timeout(10):
-            while still < 20:
-                taken = wire.send_now(BLOCK)
-                still = 0 if taken else still + 1
-                await asyncio.sleep(0 if taken else 0.01)
+        await wire.send_until_full(BLOCK)
         go_on.set()
         got = await wire.answer()
         assert got.status == 413 and got.body == b"enough"

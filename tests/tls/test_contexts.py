@@ -6,8 +6,11 @@ import asyncio
 import ssl
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 import backstream
+from backstream.certificates import server_context
 from tests.forward import forward
 from tests.rig import ID, ok_app, request, tunnel, until
 from tests.tls.wire import TlsWire
@@ -112,3 +115,16 @@ async def test_tls_goes_through_a_forward_proxy_to_the_end(certificates, scheme,
                     assert (await wire.answer()).body == b"ok"
             async with agent_for(pair, via=via, ca=certificates.other_ca):
                 await until(lambda: "a CA that is not trusted here" in caplog.text)
+
+
+def test_a_certificate_and_a_key_of_different_kinds_are_told_from_files_that_are_none(certificates, tmp_path) -> None:
+    """OpenSSL has another reason for these than for two of one kind."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    path = tmp_path / "rsa.pem"
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    for other in (str(path), certificates.renewed.key):
+        with pytest.raises(backstream.ConfigurationError) as caught:
+            server_context(certificates.server.cert, other)
+        assert str(caught.value) == f"tls_key: {other} is not the key of the certificate in {certificates.server.cert}"

@@ -9,7 +9,7 @@ import ssl
 
 import pytest
 
-from tests.rig import request, tunnel
+from tests.rig import request, tunnel, until
 
 BLOCK = bytes(range(256)) * 256
 
@@ -80,6 +80,39 @@ async def test_an_upstream_is_verified_named_and_kept(certificates) -> None:
                 assert (await pair.get()).body == b"hello"
         assert upstream.connections == 1
         assert upstream.names == ["localhost"] and upstream.alpn == ["http/1.1"]
+
+
+async def test_who_waits_for_a_connection_does_not_get_what_lies_behind_an_answer_in_a_read_that_was_full(
+    certificates,
+) -> None:
+    read, record, overhead = 32768, 16384, 22  # bytes; of a record of TLS 1.3
+    release = asyncio.Event()
+
+    async def serve(reader, writer) -> None:
+        while True:
+            if b"/first" not in await head(reader):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                continue
+            await release.wait()
+            start = b"HTTP/1.1 200 OK\r\nContent-Length: %05d\r\n\r\n"
+            size = read - 2 * overhead - len(start % 0)
+            answer = start % size + b"x" * size
+            writer.write(answer[:record])
+            writer.write(answer[record:])
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON")
+
+    async with (
+        SecureUpstream(certificates.server, serve) as upstream,
+        tunnel(upstream=upstream.url, upstream_ca=certificates.ca, upstream_connections=1) as pair,
+    ):
+        first = asyncio.create_task(pair.get("/first"))
+        await until(lambda: upstream.connections, "the first request")
+        second = asyncio.create_task(pair.get("/second"))
+        await until(lambda: pair.counts()["accepted"] == 2, "the second request to wait")
+        release.set()
+        assert (await first).complete
+        assert (await second).body == b"ok"
+        assert upstream.connections == 2
 
 
 async def test_an_upstream_may_be_named_by_its_address(certificates) -> None:
@@ -153,6 +186,9 @@ async def test_bulk_travels_both_ways(certificates) -> None:
             left -= len(piece)
             writer.write(piece)
             await writer.drain()
+        # Drained is not sent: an upstream that goes away now would take the last 64 KiB with it.
+        writer.close()
+        await writer.wait_closed()
 
     async with (
         SecureUpstream(certificates.server, serve) as upstream,

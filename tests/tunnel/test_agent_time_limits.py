@@ -68,6 +68,19 @@ async def test_an_application_that_goes_on_after_the_proxys_limit_is_cancelled_t
     assert "cancelled 1 s after its time limit: GET /" in caplog.text
 
 
+async def test_an_application_that_goes_on_is_cancelled_though_its_session_is_lost_meanwhile(caplog) -> None:
+    app = Slow()
+    async with tunnel(app, proxy={"request_timeout": 0.1}, check=False) as pair:
+        (link,) = pair.agents[0].sessions
+        assert (await pair.get()).status == 504
+        next(iter(pair.proxy.agents)).abort("for the test")
+        await until(lambda: link not in pair.agents[0].sessions)
+        assert app.cancelled == 0
+        await until(lambda: app.cancelled == 1, seconds=5)
+    (record,) = (each for each in caplog.records if "cancelled 1 s after its time limit" in each.getMessage())
+    assert record.session == link.session_name
+
+
 async def test_a_response_that_has_begun_has_no_limit() -> None:
     app = Slow()
     async with tunnel(app, proxy=NO_LIMIT, request_timeout=0.1) as pair, await pair.open() as wire:

@@ -12,6 +12,8 @@ import pytest
 import backstream
 from backstream._agents import AgentLink
 from backstream._http._server import ServerConnection
+from tests import frames
+from tests.frames import BINARY, frame
 from tests.rig import (
     ID,
     LIMIT,
@@ -29,6 +31,7 @@ from tests.rig import (
     tunnel,
     until,
 )
+from tests.session.wire import EMPTY, goaway, greeting, response
 
 KEY = base64.b64encode(b"0123456789abcdef").decode()
 
@@ -73,6 +76,14 @@ async def test_a_good_handshake_is_answered_as_rfc_6455_asks() -> None:
         assert got.get("sec-websocket-extensions") is None
 
 
+async def test_a_handshake_may_say_that_its_body_has_no_bytes() -> None:
+    # RFC 9112 §6.3: that is the same as none.
+    async with tunnel(agents=0) as pair, await pair.open() as wire:
+        assert (await handshake(wire, content_length="0")).status == 101
+        await wire.send(frame(BINARY, greeting()))
+        await until(lambda: len(pair.proxy.agents.by_id(ID)) == 1)
+
+
 @pytest.mark.parametrize(
     ("change", "status", "words"),
     [
@@ -85,6 +96,8 @@ async def test_a_good_handshake_is_answered_as_rfc_6455_asks() -> None:
         ({"sec_websocket_key": "c2hvcnQ="}, 400, "Sec-WebSocket-Key is not 16 bytes in base64"),
         ({"sec_websocket_key": "?" * 24}, 400, "Sec-WebSocket-Key is not 16 bytes in base64"),
         ({"drop": "sec_websocket_key"}, 400, "Sec-WebSocket-Key is not 16 bytes in base64"),
+        ({"content_length": "1"}, 400, "without a body"),
+        ({"transfer_encoding": "chunked"}, 400, "without a body"),
     ],
 )
 async def test_a_faulty_handshake_is_refused_in_one_line(change: dict[str, str], status: int, words: str) -> None:
@@ -117,7 +130,8 @@ async def test_the_agents_path_can_be_another_one() -> None:
         async with await Wire.connect(proxy.address) as wire:
             assert (await handshake(wire, "/agents/here?token=1")).status == 101
         async with await Wire.connect(proxy.address) as wire:
-            assert (await handshake(wire, "/ws")).status == 503
+            got = await handshake(wire, "/ws")
+            assert got.status == 404 and got.body == b"agents connect at /agents/here\n"
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
@@ -279,10 +293,9 @@ async def test_with_ports_apart_each_serves_its_own_side_only() -> None:
             await agent.wait_connected()
             async with await Wire.connect(proxy.address) as wire:
                 assert (await wire.get()).status == 200
-            # An agent's handshake at the clients' port is a client's request.
             async with await Wire.connect(proxy.address) as wire:
                 got = await handshake(wire, client_id="intruder")
-                assert got.status == 503 and b"intruder" in got.body
+                assert got.status == 404 and got.body == b"agents have a port of their own\n"
             async with await Wire.connect(proxy.agent_address) as wire:
                 got = await wire.get()
                 assert got.status == 404 and b"this port is for agents, at /ws" in got.body
@@ -422,6 +435,38 @@ async def test_a_session_that_is_no_newer_is_refused_with_1008_and_the_running_o
             await echo.finish()
 
 
+@pytest.mark.parametrize(("generation", "taken"), [(3, False), (9, False), (10, True)])
+async def test_a_session_that_drains_is_live_as_to_which_one_is_newer(generation: int, taken: bool) -> None:
+    async with tunnel(agents=0) as pair, await pair.open() as client, await pair.open() as draining:
+        await begin_session(draining, 9)
+        await until(lambda: len(pair.proxy.agents.by_id(ID)) == 1)
+        await client.send(request())
+        await draining.until(b"GET")  # the head of a REQUEST
+        await draining.send(frame(BINARY, goaway(last_stream=1)))
+        await until(lambda: not pair.proxy.agents.by_id(ID))
+        async with await pair.open() as late:
+            await begin_session(late, generation)
+            if taken:
+                await until(lambda: [link.generation for link in pair.proxy.agents.by_id(ID)] == [generation])
+            else:
+                await late.until(b"\x03\xf0a session of this agent that is no older is connected")
+                assert not pair.proxy.agents.by_id(ID)
+            # The one that drains serves its stream to the end.
+            await draining.send(frame(BINARY, response(1, EMPTY, end=True)))
+            assert (await client.answer()).status == 204
+        await until(lambda: not len(pair.proxy.agents))
+        # Nothing is remembered of sessions that are gone.
+        async with await pair.open() as again:
+            await begin_session(again, 1)
+            await until(lambda: len(pair.proxy.agents.by_id(ID)) == 1)
+
+
+async def begin_session(wire: Wire, generation: int) -> None:
+    await wire.send(frames.handshake("/ws", "Sec-WebSocket-Protocol: backstream.v1"))
+    await wire.until(b"\r\n\r\n")
+    await wire.send(frame(BINARY, greeting(generation=generation)))
+
+
 async def test_an_agent_that_is_refused_after_its_hello_does_not_hurry(caplog) -> None:
     async with tunnel(agents=0) as pair:
         first = make_agent(pair.proxy, ok_app, kind=Twin)
@@ -434,3 +479,29 @@ async def test_an_agent_that_is_refused_after_its_hello_does_not_hurry(caplog) -
             async with again, asyncio.timeout(LIMIT):
                 # It waits each time before it dials again, and longer each time.
                 assert [await waits.get() for _ in range(5)] == [(i, True) for i in range(1, 6)]
+
+
+async def test_an_agent_that_dials_another_path_is_told_where_agents_connect(caplog) -> None:
+    """A request would wait for an agent of its own id, or come to its application."""
+    asked = []
+
+    @http_only
+    async def app(scope, receive, send):
+        asked.append(scope["path"])
+        await answer(send)
+
+    async with tunnel(app, proxy={"agent_path": "/agents/dial"}, agents=0) as pair:
+        good = backstream.AgentSettings(proxy_url=f"ws://127.0.0.1:{pair.address[1]}/agents/dial", client_id=ID)
+        async with backstream.Agent(good, app) as agent:
+            await agent.wait_connected()
+            lost = f"ws://127.0.0.1:{pair.address[1]}/"
+            async with make_agent(lost, app):
+                await until(lambda: "refused the agent: 404 Not Found (agents connect at /agents/dial)" in caplog.text)
+            for fields in ("Sec-WebSocket-Protocol: chat", "X-Other: backstream.v1"):
+                async with await pair.open() as wire:
+                    upgrade = ["Connection: Upgrade", "Upgrade: websocket", fields]
+                    await wire.send(request("/a", lines=upgrade))
+                    await wire.answer()
+            assert asked == []  # they came as WebSockets, which this application refuses
+            assert (await pair.get("/b")).status == 200
+        assert asked == ["/b"]

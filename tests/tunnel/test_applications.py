@@ -9,6 +9,7 @@ import types
 import pytest
 
 import backstream
+from backstream._applications import load_app
 from tests.rig import http_only, ok_app, request, tunnel
 
 
@@ -174,3 +175,23 @@ async def test_with_lifespan_off_an_application_is_not_asked() -> None:
         await wire.send(request())
         assert (await wire.answer()).body == b"ok"
     assert seen == ["http"]
+
+
+@pytest.mark.parametrize("missing", ["absent_framework", "service", "service_of_one_that"])
+def test_a_module_that_an_application_misses_is_named_and_not_taken_for_the_application(
+    tmp_path, monkeypatch, missing
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "service_of_one.py").write_text(f"import {missing}\n")
+    with pytest.raises(ModuleNotFoundError) as failed:
+        load_app("service_of_one:app")
+    assert failed.value.name == missing
+
+
+@pytest.mark.parametrize("path", ["absent:app", "absent.inner:app", "package_of_one.inner:app"])
+def test_an_application_whose_module_is_not_there_is_a_wrong_setting(tmp_path, monkeypatch, path) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "package_of_one").mkdir()
+    (tmp_path / "package_of_one" / "__init__.py").touch()
+    with pytest.raises(backstream.ConfigurationError, match=f"there is no module {path.partition(':')[0]}$"):
+        load_app(path)

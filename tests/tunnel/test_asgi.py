@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import enum
+from http import HTTPStatus
+from types import MappingProxyType
 
 import pytest
 
@@ -269,6 +272,20 @@ async def test_a_start_up_that_fails_ends_the_start_in_one_error() -> None:
         assert len(pair.proxy.agents) == 0
 
 
+async def test_a_start_up_that_fails_is_no_failing_shutdown(caplog) -> None:
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no database"})
+        raise RuntimeError("no database")  # as Starlette does
+
+    async with tunnel(agents=0) as pair:
+        agent = make_agent(pair.proxy, app)
+        with pytest.raises(backstream.ConfigurationError, match="failed to start: no database"):
+            await agent.start()
+        await agent.close()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_an_application_that_never_says_that_it_started_is_served_once_it_returns() -> None:
     async def app(scope, receive, send):
         if scope["type"] == "lifespan":
@@ -452,6 +469,69 @@ async def test_an_error_leaves_the_applications_other_requests_alone() -> None:
         assert await wire.chunk() == b"ended" and await wire.chunk() == b""
 
 
+class Own(BaseException):
+    pass
+
+
+ENDS = {
+    "SystemExit": SystemExit(3),
+    "KeyboardInterrupt": KeyboardInterrupt(),
+    "GeneratorExit": GeneratorExit(),
+    "one of its own": Own(),
+    "a group": BaseExceptionGroup("two", [Own(), asyncio.CancelledError()]),
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+async def test_what_would_end_a_program_ends_the_request_alone(kind: str, caplog) -> None:
+    @http_only
+    async def app(scope, receive, send):
+        if scope["path"] == "/":
+            await answer(send)
+            return
+        if scope["path"] == "/begun":
+            await begin(send)
+            await more(send, b"begun")
+        raise ENDS[kind]
+
+    async with tunnel(app) as pair:
+        got = await pair.get("/raise")
+        assert got.status == 500 and got.body == b"Internal Server Error\n"
+        got = await pair.get("/begun")
+        assert (got.status, got.complete) == (200, False)
+        assert (await pair.get("/")).status == 200
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert ["/raise" in errors[0].getMessage(), "/begun" in errors[1].getMessage(), len(errors)] == [True, True, 2]
+    assert all(record.exc_info for record in errors)
+
+
+@pytest.mark.parametrize("change", ["no headers", "headers of another kind", "no path", "nothing"])
+async def test_an_application_that_changed_its_scope_may_fail_like_any_other(change: str, caplog) -> None:
+    @http_only
+    async def app(scope, receive, send):
+        begun = scope["path"] == "/begun"
+        if change == "no headers":
+            scope["headers"] = None
+        elif change == "headers of another kind":
+            scope["headers"] = {"x-request-id": "1"}
+        elif change == "no path":
+            del scope["path"]
+        else:
+            scope.clear()
+        if begun:
+            await begin(send)
+            await more(send, b"begun")
+        raise RuntimeError("on purpose")
+
+    async with tunnel(app) as pair:
+        assert (await pair.get("/raise")).status == 500
+        got = await pair.get("/begun")
+        assert (got.status, got.complete) == (200, False)
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.getMessage().partition(":")[0] for record in errors] == ["the application failed"] * 2
+    assert all(record.exc_info for record in errors)
+
+
 async def test_a_cancelled_application_is_a_502() -> None:
     @http_only
     async def app(scope, receive, send):
@@ -502,6 +582,197 @@ async def test_receive_waits_for_the_clients_end_once_the_body_is_read() -> None
         wire.close()
         await asyncio.wait_for(gone.wait(), LIMIT)
     assert states == ["waits", "http.disconnect"]
+
+
+BODILESS = [("HEAD", 200), ("GET", 204), ("GET", 304)]
+
+
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"5000")]])
+@pytest.mark.parametrize(("method", "status"), BODILESS)
+async def test_a_response_without_a_body_is_complete_with_its_head(method: str, status: int, headers) -> None:
+    go_on, went_on = asyncio.Event(), asyncio.Event()
+    events: list[str] = []
+
+    @http_only
+    async def app(scope, receive, send):
+        if scope["path"] == "/":
+            await answer(send)
+            return
+        await begin(send, headers, status)
+        await more(send, b"one")
+        await go_on.wait()
+        events.extend([(await receive())["type"] for _ in range(2)])
+        await more(send, b"two")
+        await end(send, b"three")
+        # What frameworks run in the background of a response.
+        await asyncio.sleep(0)
+        went_on.set()
+
+    async with tunnel(app) as pair, await pair.open() as wire:
+        await wire.send(request("/slow", method=method))
+        assert (await wire.answer(method)).status == status
+        assert (await wire.get()).body == b"ok"
+        # The client has all, but the work goes on.
+        assert pair.counts()["accepted"] == 1
+        go_on.set()
+        await asyncio.wait_for(went_on.wait(), LIMIT)
+    assert events == ["http.request", "http.disconnect"]
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "size", "pause"),
+    [("HEAD", 200, 65536, 0), ("GET", 204, 65536, 0), ("GET", 304, 65536, 0), ("HEAD", 200, 1, 0.05)],
+)
+async def test_a_body_without_end_that_the_response_does_not_have_holds_nobody_up(
+    method: str, status: int, size: int, pause: float
+) -> None:
+    ended = asyncio.Event()
+    sent = 0
+
+    @http_only
+    async def app(scope, receive, send):
+        nonlocal sent
+        if scope["path"] == "/":
+            await answer(send)
+            return
+        await begin(send, status=status)
+        try:
+            while sent < 100_000:
+                await more(send, b"x" * size)
+                sent += 1
+                if pause:
+                    await asyncio.sleep(pause)
+        except OSError:
+            ended.set()
+            raise
+
+    async with tunnel(app) as pair, await pair.open() as wire:
+        await wire.send(request("/endless", method=method))
+        assert (await wire.answer(method)).status == status
+        assert (await wire.get()).body == b"ok"
+        # It is told as if its client had gone, after a MiB or 5 s.
+        await asyncio.wait_for(ended.wait(), LIMIT)
+        assert sent <= (100 if pause else 16)
+
+
+@pytest.mark.parametrize("path", ["/raise", "/return", "/cancel", "/trailers"])
+@pytest.mark.parametrize(("method", "status"), BODILESS)
+async def test_an_error_behind_a_head_that_is_all_of_the_response_is_only_logged(
+    method: str, status: int, path: str, caplog
+) -> None:
+    go_on = asyncio.Event()
+
+    @http_only
+    async def app(scope, receive, send):
+        if scope["path"] == "/":
+            await answer(send)
+            return
+        start = {"type": "http.response.start", "status": status, "headers": []}
+        await send(start | {"trailers": path == "/trailers"})
+        await more(send, b"begun")
+        await go_on.wait()
+        if path == "/raise":
+            raise RuntimeError("on purpose")
+        if path == "/cancel":
+            asyncio.current_task().cancel()
+            await asyncio.sleep(0)
+        if path == "/trailers":
+            await end(send)
+            await send({"type": "http.response.trailers", "headers": [(b"x y", b"1")]})
+
+    async with tunnel(app) as pair, await pair.open() as wire:
+        await wire.send(request(path, method=method))
+        assert (await wire.answer(method)).status == status
+        assert (await wire.get()).status == 200
+        go_on.set()
+        await pair.settled()
+        assert (await wire.get()).status == 200
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [path in message for message in errors] == ([True] if path in ("/raise", "/return") else [])
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("POST", 204), ("POST", 304)])
+async def test_a_request_comes_whole_behind_a_head_that_is_all_of_the_response(method: str, status: int) -> None:
+    received = asyncio.Event()
+    bodies: list[bytes | None] = []
+    events: list[str] = []
+
+    @http_only
+    async def app(scope, receive, send):
+        if scope["path"] == "/":
+            await answer(send)
+            return
+        await begin(send, status=status)
+        await more(send, b"begun")
+        bodies.append(await read_body(receive))
+        events.append((await receive())["type"])
+        received.set()
+
+    async with tunnel(app) as pair, await pair.open() as wire:
+        await wire.send(request("/upload", method=method, lines=["Content-Length: 10"]) + b"hello")
+        assert (await wire.head()).status == status
+        await wire.send(b"world")
+        await asyncio.wait_for(received.wait(), LIMIT)
+        await pair.settled()
+    assert (bodies, events) == ([b"helloworld"], ["http.disconnect"])
+
+
+async def test_a_response_is_the_one_that_was_sent_whatever_becomes_of_its_messages() -> None:
+    @http_only
+    async def app(scope, receive, send):
+        headers = [(b"x-a", b"1")]
+        start = {"type": "http.response.start", "status": 200, "headers": headers}
+        await send(start)
+        headers[0] = (b"x-a", b"2")
+        headers.append((b"x-late", b"1"))
+        start["status"] = 500
+        start["headers"] = None
+        if scope["path"] == "/later":
+            await asyncio.sleep(0.01)
+        await end(send, b"ok")
+
+    async with tunnel(app) as pair:
+        for path in ("/at-once", "/later"):
+            got = await pair.get(path)
+            assert (got.status, got.body, got.get("x-a"), got.get("x-late")) == (200, b"ok", b"1", None)
+
+
+@pytest.mark.parametrize("body", [5, True, [1, 2], "text", None, 0])
+async def test_a_body_that_is_no_bytes_is_the_applications_error(body, caplog) -> None:
+    @http_only
+    async def app(scope, receive, send):
+        await begin(send)
+        await end(send, body)
+
+    async with tunnel(app) as pair:
+        assert (await pair.get()).status == 500
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.exc_info[0] is TypeError
+
+
+class Kind(str, enum.Enum):  # noqa: UP042  whose str() is not its value
+    START = "http.response.start"
+    BODY = "http.response.body"
+
+
+class Text(bytes):
+    pass
+
+
+async def test_strings_and_bytes_may_be_of_types_derived_from_them() -> None:
+    @http_only
+    async def app(scope, receive, send):
+        headers = [(Text(b"X-Upper"), Text(b"1")), (b"x-lower", Text(b"2 ")), (Text(b"content-length"), b"3")]
+        if scope["path"] == "/held":
+            del headers[2]
+        await send({"type": Kind.START, "status": HTTPStatus.ACCEPTED, "headers": headers})
+        await send(MappingProxyType({"type": Kind.BODY, "body": Text(b"two")}))
+
+    async with tunnel(app) as pair:
+        for path in ("/", "/held"):
+            got = await pair.get(path)
+            assert (got.status, got.body, got.get("content-length")) == (202, b"two", b"3")
+            assert (got.get("x-upper"), got.get("x-lower")) == (b"1", b"2")
 
 
 async def test_bodies_may_be_bytearrays_and_memoryviews_and_headers_any_iterable() -> None:

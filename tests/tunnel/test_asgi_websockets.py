@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -119,6 +121,40 @@ async def test_the_scope_says_what_was_asked_for() -> None:
     assert (headers[b"host"], headers[b"x-one"], headers[b"cookie"]) == (b"service.example", b"1", b"x=y")
     assert (headers[b"connection"], headers[b"upgrade"]) == (b"upgrade", b"websocket")
     assert headers[b"sec-websocket-version"] == b"13"
+
+
+class Kind(str, enum.Enum):  # noqa: UP042  whose str() is not its value
+    ACCEPT = "websocket.accept"
+    SEND = "websocket.send"
+
+
+async def test_an_applications_messages_may_be_any_mapping_of_strings() -> None:
+    async def serve(receive: Any, send: Any) -> None:
+        await send(MappingProxyType({"type": Kind.ACCEPT, "subprotocol": "a"}))
+        await send(MappingProxyType({"type": Kind.SEND, "text": "hello"}))
+
+    app = Application(serve, accepts=False)
+    async with tunnel(app) as pair, await pair.open() as wire:
+        head = await switched(wire, "/", "Sec-WebSocket-Protocol: a")
+        assert head.get("sec-websocket-protocol") == b"a"
+        assert (await read_frame(wire)).payload == b"hello"
+    assert app.error is None
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+async def test_what_would_end_a_program_ends_the_websocket_alone(error, accepts: bool, caplog) -> None:
+    async def serve(receive: Any, send: Any) -> None:
+        raise error
+
+    async with tunnel(Application(serve, accepts=accepts)) as pair, await pair.open() as wire:
+        if accepts:
+            await switched(wire)
+            assert await answer_close(wire) == 1011
+        else:
+            await wire.send(handshake())
+            assert (await wire.answer()).status == 500
+    assert "the application failed" in caplog.text
 
 
 async def test_accept_names_a_subprotocol_and_headers() -> None:

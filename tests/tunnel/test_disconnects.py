@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import statistics
 import time
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import backstream
+from backstream import _callbacks
+from backstream._stream import Stream
 from tests.rig import (
     LIMIT,
     Echo,
@@ -109,7 +112,7 @@ async def test_a_client_that_leaves_while_it_does_not_read_ends_the_services_sen
             async with await pair.open(receive_buffer=8192) as wire:
                 await wire.send(request("/begun"))
                 await wire.until(b"begun")
-                await stalled(pair)
+                await stalled()
                 left_at = time.monotonic()
                 leave(wire, how)
                 delays.append(await app.after(left_at))
@@ -117,13 +120,20 @@ async def test_a_client_that_leaves_while_it_does_not_read_ends_the_services_sen
         assert statistics.median(delays) < AT_ONCE, delays
 
 
-async def stalled(pair) -> None:
-    """Waits until no byte moves: the grown windows are full."""
-    before = -1
+async def stalled() -> None:
+    """Waits until the one client takes no more: what came for it has used up all credit, and stays where it is."""
+    (stream,) = (
+        each
+        for each in gc.get_objects()
+        if type(each) is Stream and each.opened_here and not _callbacks.is_closed(each)
+    )
+    still, before = 0, None
     async with asyncio.timeout(LIMIT):
-        while (now := pair.proxy.window_bytes + sum(agent.requests for agent in pair.agents)) != before:
+        while still < 20:
+            now = _, credit, _, _ = _callbacks.window(stream)
+            still = still + 1 if credit == 0 and now == before else 0
             before = now
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.01)
 
 
 def unread(address: tuple[str, int]) -> int:
@@ -132,17 +142,6 @@ def unread(address: tuple[str, int]) -> int:
     rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
     # RFC 9293 states as the kernel numbers them: 01 is ESTABLISHED, 08 is CLOSE-WAIT.
     return sum(int(row[4].split(":")[1], 16) for row in rows if row[1].endswith(port) and row[3] in ("01", "08"))
-
-
-async def fill(wire: Wire, data: bytes) -> None:
-    """Sends `data` again and again until nobody takes any more."""
-    still = at = 0
-    async with asyncio.timeout(LIMIT):
-        while still < 10:
-            count = wire.send_now(data[at:])
-            at = (at + count) % len(data)
-            still = 0 if count else still + 1
-            await asyncio.sleep(0.01 if not count else 0)
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
@@ -305,7 +304,7 @@ async def test_the_upstream_sees_its_connection_closed_when_the_client_leaves(wh
             await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nbegun")
         elif when == "stalled download":
             await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\nbegun")
-            await fill(wire, BLOCK)
+            await wire.send_until_full(BLOCK)
         entered.set()
         await until_ended(wire)
         gone.put_nowait(time.monotonic())

@@ -8,7 +8,7 @@ import pytest
 
 import backstream
 from backstream import streams
-from backstream.errors import ErrorCode
+from backstream.errors import ErrorCode, StreamError
 from tests.rig import LIMIT, Tunnel, chunked, request, tunnel, until
 
 PLAIN = backstream.ResponseHead(status=200, body=backstream.Body.CHUNKED)
@@ -93,6 +93,48 @@ async def test_a_time_limit_below_a_millisecond_is_no_budget_of_0(proxy, lines) 
         handler = await handlers.next()
         assert handler.head.time_budget_ms == 1
         assert (await wire.answer()).status == 504
+
+
+class Failing(Recording):
+    def data_received(self, stream, data):
+        super().data_received(stream, data)
+        raise LookupError("on purpose")
+
+
+class Wanting(Recording):
+    def data_received(self, stream, data):
+        super().data_received(stream, data)
+        raise StreamError(ErrorCode.APP_ERROR, "on purpose")
+
+
+class Quick(Recording):
+    """Answers before it has heard of any body."""
+
+    def __init__(self, stream, head, end):
+        super().__init__(stream, head, end)
+        streams.respond(stream, sized(2))
+        streams.write(stream, b"ok")
+        streams.end(stream)
+
+
+@pytest.mark.parametrize("wire", ["native", "seed"])
+@pytest.mark.parametrize(
+    ("kind", "status", "code"),
+    [(Failing, 502, ErrorCode.INTERNAL), (Wanting, 502, ErrorCode.APP_ERROR), (Quick, 200, ErrorCode.NO_ERROR)],
+)
+async def test_a_handler_hears_how_its_stream_ends_on_both_wires(kind, status, code, wire) -> None:
+    handlers = Handlers(kind)
+    session = backstream.SessionSettings(wire=wire)
+    async with handled(handlers, session=session, proxy={"session": session}) as pair:
+        assert [link.wire for link in pair.agents[0].sessions] == ["proto" if wire == "seed" else "native"]
+        async with await pair.open() as client:
+            await client.send(request(method="POST", body=b"x" * 200_000))
+            assert (await client.answer()).status == status
+        handler = await handlers.next()
+        await until(lambda: handler.calls[-1][0] == "reset", "the end")
+        await pair.settled()
+        assert [call[0] for call in handler.calls].count("data") == 1 or kind is Quick
+        assert [call for call in handler.calls if call[0] != "data"] == [("opened", False), ("reset", code)]
 
 
 async def test_a_body_comes_in_pieces_and_is_granted_as_it_is_consumed() -> None:

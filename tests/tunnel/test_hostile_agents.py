@@ -15,7 +15,7 @@ from backstream._codec import encode_hello
 from backstream._message_codec import pack_frame
 from backstream._messages import Hello
 from backstream.errors import ErrorCode
-from tests.frames import BINARY, CLOSE, PONG, close, frame, read_frame
+from tests.frames import BINARY, CLOSE, CONTINUATION, PONG, close, frame, read_frame
 from tests.rig import ID, Ended, Tunnel, Wire, make_agent, ok_app, request, tunnel, until
 
 Serve = Callable[[streams.Stream, backstream.RequestHead], None]
@@ -160,6 +160,44 @@ async def test_a_message_that_is_never_finished_ends_its_session_with_1002_whate
                 wire.buffer.clear()
         assert b"\x03\xeaa message unfinished after 0.5 s" in data
         assert 0.4 < time.monotonic() - began < 5
+        assert (await pair.get()).status == 200
+
+
+EMPTY_FRAGMENT = frame(CONTINUATION, fin=False)
+SMALL_FRAGMENT = frame(CONTINUATION, b"\0", fin=False)
+HELLO = pack_frame(6, 0, encode_hello(Hello(instance=bytes(16), generation=1)))
+NOTIFY = pack_frame(8, 0, b"\x12\x80\x08" + bytes(1024))
+PIECES = b"".join(frame(BINARY if at == 0 else CONTINUATION, NOTIFY[at : at + 1], fin=False) for at in range(8))
+
+
+@pytest.mark.parametrize(
+    ("begin", "flood", "ends"),
+    [
+        (frame(BINARY, fin=False), EMPTY_FRAGMENT, True),
+        (frame(BINARY, NOTIFY, fin=False), EMPTY_FRAGMENT, True),
+        (frame(BINARY, b"\0", fin=False), SMALL_FRAGMENT, True),
+        (b"", frame(BINARY, fin=False) + frame(CONTINUATION), True),
+        # An honest sender's: a message in pieces, a few of them small, or with an empty one at its end.
+        (b"", PIECES + frame(CONTINUATION, NOTIFY[8:]), False),
+        (b"", frame(BINARY, NOTIFY, fin=False) + frame(CONTINUATION), False),
+        (b"", frame(BINARY, NOTIFY[:128], fin=False) + frame(CONTINUATION, NOTIFY[128:]), False),
+    ],
+)
+async def test_fragments_that_bring_nothing_end_their_session_in_a_flood(
+    begin: bytes, flood: bytes, ends: bool
+) -> None:
+    events: list[bytes] = []
+    async with tunnel(ok_app) as pair, await pair.open() as wire:
+        pair.proxy.agents.on_notify = lambda agent, event: events.append(event.data)
+        await wire.send(HANDSHAKE)
+        await wire.until(b"\r\n\r\n")
+        await wire.send(frame(BINARY, HELLO) + begin)
+        for _ in range(400 if ends else 40):
+            await wire.send(flood * 100)
+        if ends:
+            await wire.until(b"\x03\xf0too many frames that say nothing")
+        else:
+            await until(lambda: len(events) == 4000, "all that it said")
         assert (await pair.get()).status == 200
 
 

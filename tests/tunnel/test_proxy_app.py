@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -45,6 +46,7 @@ from tests.rig import (
     tunnel,
     until,
 )
+from tests.session.wire import greeting
 
 MEBIBYTE = 1024 * 1024
 GET_AGENT = [
@@ -500,7 +502,8 @@ async def test_an_agent_that_is_not_wanted_is_told_why() -> None:
             ("/ws", [protocol], ID, 403),
             ("/ws", [protocol], None, 400),
             ("/ws", [], ID, 501),
-            ("/elsewhere", [protocol], ID, 501),
+            ("/elsewhere", [protocol], ID, 404),
+            ("/elsewhere", [], ID, 501),
         ):
             got = await pair.get(target, lines=[*GET_AGENT, *lines], client_id=client_id)
             assert got.status == status and b"proxy-status" in dict(got.fields), got
@@ -617,6 +620,62 @@ async def exchange(proxy: ProxyApp, scope: dict[str, Any], *events: dict[str, An
     return sent
 
 
+def agent_scope() -> dict[str, Any]:
+    return {
+        "type": "websocket",
+        "asgi": {"version": "3.0"},
+        "scheme": "ws",
+        "path": "/ws",
+        "raw_path": b"/ws",
+        "query_string": b"",
+        "root_path": "",
+        "client": ("192.0.2.1", 1),
+        "headers": [(b"x-backstream-client-id", ID.encode())],
+        "subprotocols": ["backstream.v1"],
+    }
+
+
+async def test_an_asgi_server_that_does_not_close_an_agents_websocket_is_not_waited_for() -> None:
+    coming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    closing = asyncio.Event()
+
+    async def send(event: Any) -> None:
+        if event["type"] == "websocket.close":
+            closing.set()
+            await asyncio.Event().wait()
+
+    async with ProxyApp(proxy_settings(session=QUICK)) as proxy:
+        coming.put_nowait({"type": "websocket.connect"})
+        coming.put_nowait({"type": "websocket.receive", "bytes": b"no frame"})
+        async with asyncio.timeout(5):
+            await proxy(agent_scope(), coming.get, send)
+        assert closing.is_set() and not len(proxy.agents)
+
+
+@pytest.mark.parametrize("greets", [False, True])
+async def test_an_agent_that_does_not_take_the_first_message_is_cut_off_though_it_says_hello(greets: bool) -> None:
+    coming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    held = asyncio.Event()
+
+    async def send(event: Any) -> None:
+        if event["type"] == "websocket.send":
+            held.set()
+            await asyncio.Event().wait()
+
+    async with ProxyApp(proxy_settings(session=QUICK)) as proxy:
+        coming.put_nowait({"type": "websocket.connect"})
+        serving = asyncio.create_task(proxy(agent_scope(), coming.get, send))
+        async with asyncio.timeout(LIMIT):
+            await held.wait()
+            (link,) = proxy.agents
+            await until(lambda: link.session.congested)
+            if greets:
+                coming.put_nowait({"type": "websocket.receive", "bytes": greeting(max_streams=1)})
+                await until(lambda: proxy.agents.by_id(ID))
+            await serving
+        assert not len(proxy.agents)
+
+
 async def test_a_request_of_http_2_has_a_body_when_one_comes() -> None:
     async with served(odd_app) as pair:
         for events, words in (
@@ -702,3 +761,31 @@ async def test_other_scopes_and_loops_are_not_served() -> None:
     with pytest.raises(RuntimeError, match="one event loop"):
         await asyncio.to_thread(asyncio.run, proxy({"type": "http"}, None, None))  # type: ignore[arg-type]
     await proxy.close()
+
+
+async def test_a_body_that_is_refused_is_logged_with_its_agents_session(caplog) -> None:
+    caplog.set_level(logging.INFO, "backstream.access")
+    async with served(http_only(hold), proxy={"access_log": True, "max_body_size": 1000}) as pair:
+        async with await pair.open() as wire:
+            await wire.send(request("/up", method="POST", lines=["Transfer-Encoding: chunked"]))
+            await until(lambda: any(link.stream_count for link in pair.proxy.agents), "the request runs")
+            await wire.send(b"7d0\r\n" + bytes(2000) + b"\r\n")
+            assert (await wire.answer()).status == 413
+        (session,) = {link.session_name for link in pair.agents[0].sessions}
+    (record,) = (record for record in caplog.records if record.name == "backstream.access")
+    assert (record.status, record.id, record.session, record.stream) == (413, ID, session, 1)
+
+
+async def hold(scope, receive, send) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def test_a_proxy_that_does_not_listen_says_so_where_it_is_asked_for_its_address() -> None:
+    for proxy in (ProxyApp(proxy_settings()), backstream.Proxy(proxy_settings(listen="192.0.2.1:1"))):
+        with contextlib.suppress(OSError):
+            await proxy.start()
+        for ask in (lambda proxy=proxy: proxy.address, lambda proxy=proxy: proxy.agent_address):
+            with pytest.raises(RuntimeError, match="there is no address before"):
+                ask()
+        await proxy.close()

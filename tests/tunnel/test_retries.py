@@ -143,6 +143,27 @@ async def test_a_body_that_filled_the_window_goes_on_at_the_other_agent() -> Non
     assert set(service.came) == {("POST", hashlib.sha256(b"x" * 3 * window).hexdigest())}
 
 
+async def test_of_a_body_larger_than_a_small_window_all_goes_to_the_other_agent() -> None:
+    service, refused = Service(), []
+    small = backstream.SessionSettings(initial_window=1000)
+    body = bytes(range(250)) * 200
+
+    class FullHandler(backstream.Handler):
+        came = 0
+
+        def data_received(self, stream: streams.Stream, data: bytes) -> None:
+            self.came += len(data)
+            if self.came == 1000:
+                refused.append(stream)
+                streams.reset(stream, ErrorCode.REFUSED, "full")
+
+    async with tunnel(service) as pair:
+        await pair.agent(handler=lambda stream, head, end: FullHandler(), session=small)
+        while not refused:
+            assert (await pair.get(method="POST", body=body)).status == 200
+    assert set(service.came) == {("POST", hashlib.sha256(body).hexdigest())}
+
+
 @pytest.mark.parametrize(("most", "asked"), [(0, 1), (1, 2), (5, 6)])
 async def test_a_request_is_sent_again_as_often_as_the_setting_says(most: int, asked: int) -> None:
     quitters = [Quitter(ErrorCode.REFUSED) for _ in range(8)]

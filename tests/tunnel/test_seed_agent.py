@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from backstream import RequestHead, _seed_codec
 from tests import rig
+from tests.frames import BINARY, CLOSE, accepted, frame
 from tests.rig import ID, answer, until
 from tests.seed_peer import OriginalProxy, Request
 from tests.tunnel.seed import REQUEST, agent_of_ours, session
@@ -160,6 +162,48 @@ async def test_a_request_that_takes_longer_than_it_may_is_given_up() -> None:
             own = {"X-Backstream-Request-Timeout": ["200ms"]}
             assert (await proxy.ask(Request("GET", "/", headers=own))).status == 504
     assert ended == ["http.disconnect"] * 2
+
+
+async def test_an_answer_that_is_ready_behind_the_close_frame_is_not_sent() -> None:
+    seen: list[int] = []
+    entered, closed, answered = (asyncio.Event() for _ in range(3))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        entered.set()
+        await closed.wait()
+        await answer(send, b"too late")
+        answered.set()
+
+    async def frames(wire: rig.Wire) -> None:
+        """The opcodes of the agent's frames."""
+        while True:
+            first, second = await wire.exactly(2)
+            size = second & 0x7F
+            if size == 126:
+                size = int.from_bytes(await wire.exactly(2))
+            await wire.exactly(4 + size)
+            seen.append(first & 0x0F)
+            if seen[-1] == CLOSE:
+                closed.set()
+                await answered.wait()
+                await wire.send(frame(CLOSE, b"\x03\xe9", masked=False))
+
+    async def serve(wire: rig.Wire, number: int) -> None:
+        await wire.send(accepted(await wire.head()))
+        head = RequestHead(method=b"GET", target=b"/")
+        await wire.send(frame(BINARY, _seed_codec.pack_request(_seed_codec.make_id(), head), masked=False))
+        await frames(wire)
+
+    async with rig.Upstream(serve) as proxy:
+        url = proxy.url.replace("http", "ws") + "/ws"
+        agent = rig.make_agent(url, rig.http_only(app), session=session(wire="seed"))
+        await agent.start()
+        async with asyncio.timeout(rig.LIMIT):
+            await entered.wait()
+            await agent.close()
+        assert answered.is_set()
+        await until(lambda: not proxy.open, "the connection's end")
+    assert seen[-1] == CLOSE and seen.count(CLOSE) == 1
 
 
 async def test_our_agent_comes_back_when_its_proxy_has_gone() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import backstream
-from backstream.errors import StreamError
+from backstream.errors import ConnectionFailed, ErrorCode, StreamError
 from tests import rig
 from tests.rig import ID, Tunnel, answer, tunnel, until
 from tests.seed_peer import OriginalProxy, Request, original_agent
@@ -52,10 +52,10 @@ async def test_the_library_sends_and_receives_events_on_both_wires() -> None:
             url = "ws://{}:{}/ws".format(*proxy.agent_address)
             settings = backstream.AgentSettings(proxy_url=url, client_id=ID, session=session(wire=wire))
             async with backstream.Agent(settings, app=rig.ok_app, on_notify=at_agent.append) as agent:
-                await pair.connected()
                 await agent.wait_connected()
-                (link,) = proxy.agents.by_id(ID.encode())
                 agent.notify(b"up", "text/plain")
+                await pair.connected()
+                (link,) = proxy.agents.by_id(ID.encode())
                 link.notify(b"down", "text/plain")
                 await until(lambda: at_proxy and at_agent, "both events")
                 kind = "text/plain" if wire == "native" else ""
@@ -72,6 +72,27 @@ async def test_the_library_sends_and_receives_events_on_both_wires() -> None:
                     await until(lambda: agent.requests, "the service ran")
 
 
+@pytest.mark.parametrize("wire", ["seed", "native"])
+async def test_more_events_than_are_taken_at_once_are_refused_and_end_no_session(wire: str) -> None:
+    arrived: list[bytes] = []
+    speaking = session(wire=wire)
+    async with tunnel(rig.ok_app, proxy={"session": speaking}, session=speaking) as pair:
+        pair.proxy.agents.on_notify = lambda link, event: arrived.append(event.data)
+        agent = pair.agents[0]
+        (before,) = agent.sessions
+        sent = 0
+        with pytest.raises(StreamError) as raised:
+            while True:
+                agent.notify(bytes(50_000))
+                sent += 1
+        assert raised.value.code == ErrorCode.REFUSED and sent > 1
+        await until(lambda: len(arrived) == sent, "every one that was not refused")
+        assert agent.sessions == (before,)
+        agent.notify(b"fine again")
+        await until(lambda: arrived[-1] == b"fine again", "another")
+        assert (await pair.get()).status == 200
+
+
 async def test_an_event_is_refused_where_1024_messages_wait() -> None:
     async with tunnel(agents=0, check=False) as pair, original_agent(pair.proxy, echo):
         (link,) = pair.proxy.agents
@@ -83,6 +104,24 @@ async def test_an_event_is_refused_where_1024_messages_wait() -> None:
         link.notify(b"fine again")
         with pytest.raises(StreamError):
             link.notify(bytes(10 * 2**20))
+
+
+@pytest.mark.parametrize("wire", ["seed", "native"])
+async def test_an_event_can_be_sent_as_soon_as_the_agent_is_connected(wire: str) -> None:
+    arrived: list[bytes] = []
+    async with backstream.Proxy(
+        rig.proxy_settings(), on_notify=lambda link, event: arrived.append(event.data)
+    ) as proxy:
+        agent = rig.make_agent(proxy, rig.ok_app, session=session(wire=wire))
+        with pytest.raises(ConnectionFailed):
+            agent.notify(b"too early")
+        async with agent:
+            await agent.wait_connected()
+            assert agent.connected
+            agent.notify(b"at once")
+            await until(lambda: arrived == [b"at once"], "the event")
+        with pytest.raises(ConnectionFailed):
+            agent.notify(b"too late")
 
 
 @pytest.mark.parametrize("size", [100, 20_000])

@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 
 import backstream
+from backstream import _seed_codec
+from backstream._message_codec import pack_frame, pack_notify
+from backstream._messages import Notify
 from tests import rig
+from tests.frames import BINARY, frame
 from tests.rig import ID, answer, request, tunnel, until
 from tests.seed_peer import OriginalProxy, Request, Response, original_agent
+from tests.session.wire import NOTIFY, greeting
 from tests.tunnel.seed import CODECS, HANDSHAKE, agent_of_ours, session
 
 
@@ -33,6 +38,36 @@ async def test_a_proxy_on_native_refuses_handshakes_of_the_seed_wire() -> None:
             got = await pair.get("/ws", lines=[*HANDSHAKE, *offered])
             assert got.status == 501
             assert b"the subprotocol backstream.v1 is required" in got.body
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7])
+@pytest.mark.parametrize("wire", ["native", "seed"])
+async def test_what_lies_directly_behind_a_handshake_is_taken_and_harms_no_other_connection(
+    wire: str, cut: int
+) -> None:
+    """cut: bytes of the frame that come with the handshake; 0 for all."""
+    events: list[bytes] = []
+    if wire == "native":
+        lines = [*HANDSHAKE, "Sec-WebSocket-Protocol: backstream.v1"]
+        first = frame(BINARY, greeting(max_streams=1) + pack_frame(NOTIFY, 0, pack_notify(Notify(data=b"first"))))
+        second = frame(BINARY, pack_frame(NOTIFY, 0, pack_notify(Notify(data=b"second"))))
+    else:
+        lines = HANDSHAKE
+        first = frame(BINARY, _seed_codec.pack(_seed_codec.make_id(), 0, b"first"))
+        second = frame(BINARY, _seed_codec.pack(_seed_codec.make_id(), 0, b"second"))
+    async with tunnel(agents=0, check=False) as pair, await pair.open() as agent:
+        pair.proxy.agents.on_notify = lambda link, event: events.append(event.data)
+        whole = request("/ws", lines=lines) + first
+        at = len(whole) - len(first) + cut if cut else len(whole)
+        await agent.send(whole[:at])
+        assert (await agent.head()).status == 101
+        for _ in range(2):
+            assert (await pair.get(client_id="nobody")).status == 503
+        await agent.send(whole[at:])
+        await until(lambda: events == [b"first"], "the first event")
+        await agent.send(second)
+        await until(lambda: events == [b"first", b"second"], "the second event")
+        assert (await pair.get(client_id="nobody")).status == 503
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from websockets.asyncio.server import ServerConnection, serve
 
 import backstream
 from backstream._proto import seed_pb2
-from tests import rig
+from tests import frames, rig
 from tests.rig import ID, answer, request, tunnel, until
 from tests.seed_peer import Codec, OriginalProxy, original_agent
+from tests.tunnel.played_proxy import played_proxies
 from tests.tunnel.seed import HANDSHAKE, REQUEST, agent_of_ours, echo, session
 
 
@@ -111,6 +112,47 @@ async def test_a_flood_of_messages_that_are_none_ends_its_session(frame: bytes) 
             await wire.send(frame * 2000)
             await until(lambda: len(pair.proxy.agents) == 1, "its session ended")
         assert (await pair.get()).status == 200
+
+
+NO_TEXT = [(b"\xff",), (b'{"id":"\xc3', b'("}'), (b'{"id":"\xed\xa0\x80"}',), (b'{"id":"', b"\xe2\x82", b'"}')]
+
+
+def in_fragments(parts: tuple[bytes, ...], masked: bool) -> bytes:
+    last = len(parts) - 1
+    return b"".join(
+        frames.frame(frames.CONTINUATION if at else frames.TEXT, part, fin=at == last, masked=masked)
+        for at, part in enumerate(parts)
+    )
+
+
+@pytest.mark.parametrize("parts", NO_TEXT)
+async def test_text_that_is_not_utf_8_ends_an_agents_session_with_1007(parts: tuple[bytes, ...]) -> None:
+    async with tunnel(rig.ok_app) as pair, await rig.Wire.connect(pair.proxy.agent_address) as wire:
+        await wire.send(request("/ws", lines=HANDSHAKE))
+        await wire.until(b"\r\n\r\n")
+        await wire.send(in_fragments(parts, True))
+        while (got := await frames.read_frame(wire)).opcode != frames.CLOSE:
+            pass
+        assert got.code == 1007
+        assert (await pair.get()).status == 200
+
+
+@pytest.mark.parametrize("parts", NO_TEXT)
+async def test_text_that_is_not_utf_8_ends_a_proxys_session_with_1007(parts: tuple[bytes, ...]) -> None:
+    async with played_proxies() as proxies, rig.make_agent(proxies.url, rig.ok_app):
+        peer = await proxies.next(subprotocol="")
+        await peer.wire.send(in_fragments(parts, False))
+        assert (await peer.next(frames.CLOSE)).code == 1007
+
+
+async def test_text_that_is_utf_8_but_no_message_ends_nothing() -> None:
+    async with played_proxies() as proxies, rig.make_agent(proxies.url, rig.ok_app):
+        peer = await proxies.next(subprotocol="")
+        await peer.say(frames.TEXT, "{\u20ac}".encode())
+        await peer.say(frames.PING)
+        await peer.next(frames.PONG)
+        await peer.say(frames.TEXT, b'{"id":"x","type":"REQUEST","data":"eyJtZXRob2QiOiJHRVQiLCJyYXdQYXRoIjoiLyJ9"}')
+        assert b'"RESPONSE"' in (await peer.next(frames.TEXT)).payload
 
 
 async def test_a_peer_that_takes_its_answers_slowly_is_not_given_up_for_what_was_not_read_of_it() -> None:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import httpx
 import pytest
 
 import backstream
-from tests.rig import Ended, Upstream, answer, begin, chunked, end, http_only, more, read_body, request, tunnel, until
+from tests.rig import (
+    Upstream,
+    answer,
+    begin,
+    chunked,
+    echo_app,
+    end,
+    http_only,
+    more,
+    read_body,
+    request,
+    tunnel,
+    until,
+)
 
 BLOCK = b"b" * 65536
 
@@ -220,14 +234,7 @@ async def test_an_upload_stops_while_the_application_does_not_receive() -> None:
     async with tunnel(app) as pair, await pair.open() as wire:
         await wire.send(request(method="POST", lines=["Transfer-Encoding: chunked"]))
         piece = chunked(BLOCK, end=False)
-        taken, still = 0, 0
-        async with asyncio.timeout(10):
-            # Sends until the kernel took nothing for 200 ms.
-            while still < 20:
-                count = wire.send_now(piece[taken % len(piece) :])
-                taken += count
-                still = 0 if count else still + 1
-                await asyncio.sleep(0.01 if not count else 0)
+        taken = await wire.send_until_full(piece)
         assert taken < 16 * 1024 * 1024, "the upload was buffered somewhere"
         go_on.set()
         await wire.send(piece[taken % len(piece) :] if taken % len(piece) else b"")
@@ -247,13 +254,7 @@ async def test_an_upstream_that_does_not_read_stops_the_upload() -> None:
     async with Upstream(serve) as upstream, tunnel(upstream=upstream.url) as pair, await pair.open() as wire:
         await wire.send(request(method="POST", lines=["Transfer-Encoding: chunked"]))
         piece = chunked(BLOCK, end=False)
-        taken, still = 0, 0
-        async with asyncio.timeout(10):
-            while still < 20:
-                count = wire.send_now(piece[taken % len(piece) :])
-                taken += count
-                still = 0 if count else still + 1
-                await asyncio.sleep(0.01 if not count else 0)
+        taken = await wire.send_until_full(piece)
         assert taken < 32 * 1024 * 1024, "the upload was buffered somewhere"
         go_on.set()
         await wire.send(piece[taken % len(piece) :] if taken % len(piece) else b"")
@@ -291,9 +292,23 @@ async def test_a_response_before_the_request_has_ended_stops_the_upload() -> Non
         await wire.send(request(method="POST", lines=["Content-Length: 100000000"]) + BLOCK)
         got = await wire.answer()
         assert got.status == 413 and got.body == b"enough"
+        assert await wire.rest() == (b"", "fin")
+        await pair.settled()
+        (link,) = pair.agents[0].sessions
+        passed_on = link.bytes_received
         # Whatever is still sent is thrown away for a while, so that the answer is not lost to a reset.
-        try:
-            await wire.send(BLOCK * 10)
-            await wire.rest()
-        except (Ended, ConnectionError):
-            pass
+        await wire.send(BLOCK * 10)
+        wire.half_close()
+        await until(lambda: pair.proxy.connection_count == 0, "the connection's end")
+        assert wire.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        assert link.bytes_received == passed_on < 2 * len(BLOCK)
+
+
+@pytest.mark.parametrize("windows", [{"max_window": 100}, {"window_budget": 0}], ids=["fixed", "without a budget"])
+async def test_windows_that_are_small_and_stay_so_carry_bodies_all_the_same(windows: dict[str, int]) -> None:
+    settings = backstream.SessionSettings(initial_window=100, **windows)
+    body = bytes(range(250)) * 1200
+    async with tunnel(echo_app, proxy={"session": settings}, session=settings) as pair:
+        (link,) = pair.proxy.agents
+        got = await pair.get(method="POST", body=body)
+        assert got.body == body and list(pair.proxy.agents) == [link]

@@ -10,22 +10,27 @@ import pytest
 
 import backstream
 from backstream import streams
+from backstream.errors import ErrorCode
 from tests.rig import (
     ID,
     OK,
     Ended,
     Leaks,
     Message,
+    Recorder,
     Upstream,
     Wire,
     answer,
     chunked,
     http_only,
+    make_agent,
     read_body,
     request,
     tunnel,
     until,
 )
+from tests.session import wire as session
+from tests.tunnel.played_proxy import played_proxies
 
 NAME = "raw-echo"
 OFFER = ("Connection: Upgrade", f"Upgrade: {NAME}")
@@ -361,7 +366,7 @@ async def test_an_agent_that_switches_to_what_was_not_offered_is_at_fault(offer:
         pass
 
     def handler(stream, head, end):
-        streams.respond(stream, backstream.ResponseHead(status=101, upgrade=b"tls"))
+        streams.respond(stream, backstream.ResponseHead(status=101, upgrade=b"other"))
         return Liar()
 
     async with tunnel(handler=handler, proxy=PROXY) as pair:
@@ -370,6 +375,23 @@ async def test_an_agent_that_switches_to_what_was_not_offered_is_at_fault(offer:
         async with await pair.open() as wire:
             await wire.send(request(method="POST", lines=("Content-Length: 5",)) + b"ab")
             assert (await wire.answer()).status == 502
+
+
+@pytest.mark.parametrize("name", ["h2c", "H2C", "HTTP"])
+async def test_another_http_never_reaches_an_upstream_whatever_the_proxy_says(name: str) -> None:
+    recorder = Recorder()
+    async with (
+        Upstream(recorder) as upstream,
+        played_proxies() as proxies,
+        make_agent(proxies.url, upstream=upstream.url),
+    ):
+        peer = await proxies.next()
+        await peer.greet()
+        head = backstream.RequestHead(method=b"GET", target=b"/", upgrade=name.encode())
+        await peer.tell(session.request(1, head, end=False), session.request(3))
+        assert (await peer.until(session.RESET)).value.code == ErrorCode.PROTOCOL_ERROR
+        assert (await peer.until(session.RESPONSE)).stream == 3
+    assert [each.get("upgrade") for each in recorder.seen] == [None]
 
 
 async def test_thousands_of_refused_upgrades_do_not_end_the_session() -> None:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 import pytest
 
-from tests.rig import LIMIT, OK, Ended, Message, Upstream, Wire, always, chunked, request, tunnel, until
+from tests.rig import (
+    LIMIT,
+    OK,
+    Ended,
+    Message,
+    Upstream,
+    Wire,
+    always,
+    chunked,
+    full_listener,
+    request,
+    tunnel,
+    until,
+)
 
 
 class Recorder:
@@ -58,18 +70,53 @@ async def test_an_upstream_that_is_not_there_yet_is_found_once_it_is(tmp_path) -
 
 
 async def test_an_upstream_that_takes_no_connection_fails_after_the_connects_limit() -> None:
-    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        address = listener.getsockname()
-        # Its backlog is full: what comes now is not answered.
-        for each in (first, second):
-            each.setblocking(False)
-            each.connect_ex(address)
-        async with tunnel(upstream=f"http://127.0.0.1:{address[1]}", connect_timeout=0.2) as pair:
+    with full_listener() as url:
+        async with tunnel(upstream=url, connect_timeout=0.2) as pair:
             got = await pair.get()
             assert got.status == 504 and b"the upstream cannot be reached" in got.body
             assert b"error=connection_timeout; leg=service;" in got.get("proxy-status")
+
+
+async def test_a_connection_whose_time_is_up_as_it_comes_about_takes_up_one_place_and_gives_it_back() -> None:
+    most = 0
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+    late = 2
+
+    async def connect_late(make, *arguments, **options):
+        """As the loop's, but for the first two, which are cancelled between `connection_made` and their return."""
+        nonlocal late
+        transport, protocol = await connect(make, *arguments, **options)
+        if late:
+            late -= 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                transport.close()  # as both loops do
+        return transport, protocol
+
+    async def serve(wire, number):
+        nonlocal most
+        while True:
+            await wire.request()
+            most = max(most, upstream.open)
+            await wire.send(OK)
+
+    async with (
+        Upstream(serve) as upstream,
+        tunnel(upstream=upstream.url, connect_timeout=0.1, upstream_connections=1) as pair,
+    ):
+        loop.create_connection = connect_late
+        try:
+            for _ in range(2):
+                assert (await pair.get()).status == 504
+                await until(lambda: upstream.open == 0)
+                assert pair.agents[0]._service.connections == 0
+            answers = await asyncio.gather(*(pair.get() for _ in range(8)))
+        finally:
+            del loop.create_connection
+        assert [got.status for got in answers] == [200] * 8
+        assert most == upstream.open == pair.agents[0]._service.connections == 1
 
 
 @pytest.mark.parametrize(
