@@ -251,6 +251,8 @@ def check_answer(plan: Plan, answer: Answer, wire: bytes) -> None:
     except h11.RemoteProtocolError as error:
         if head is not None and "Transfer-Encoding" in str(error):
             return  # as a trailer, which we drop
+        if head is None and "no response line" in str(error):
+            return  # behind an empty line, of which h11 takes none
         raise AssertionError(f"h11 does not read what became {answer.__dict__}: {error}") from None
     assert ended and head is not None, f"for h11 the answer is not whole: {answer.__dict__}"
     assert (head.status_code, bytes(body)) == (answer.head.status, bytes(answer.body)), (head, body)

@@ -23,7 +23,7 @@ cdef enum FieldKind:
     FIELD_OTHER = 0
     FIELD_DATE
     FIELD_TRAILER
-    FIELD_EXPECT            # these four for one hop only, where Connection names them
+    FIELD_EXPECT            # these four for one hop only, where a client's Connection names them
     FIELD_VIA
     FIELD_MAX_FORWARDS
     FIELD_REQUEST_ID
@@ -31,7 +31,7 @@ cdef enum FieldKind:
     FIELD_X_FORWARDED_FOR
     FIELD_X_FORWARDED_PROTO
     FIELD_X_FORWARDED_HOST
-    FIELD_X_FORWARDED       # x-forwarded-… beside these, x-real-ip
+    FIELD_X_FORWARDED       # x-forwarded-… beside these, x-real-ip; up to here where a service's does
     # What belongs to this hop:
     FIELD_HOST
     FIELD_CONNECTION
@@ -75,6 +75,7 @@ cdef class MessageReader:
         int64_t length              # of a sized body, -1 otherwise
         FieldArray trailer_fields
         bint nominates              # Connection names fields
+        int last_nominable          # kind of field that it may name
         frozenset nominated         # which ones, of a chunked message that nominates
         # in progress
         Buffer partial              # of a head that has not come whole; of the trailers

@@ -216,6 +216,7 @@ cdef int _extension_state(int state, const char* at) noexcept:
 
 cdef enum:
     MAX_EMPTY_LINES = 16        # before a start line
+    FREE_EXTENSION = 16         # bytes of a chunk's extension and its size's zeros, beside two for each byte in it
     MAX_NOMINATIONS = 100       # fields that Connection names: each is sought among all of the head
 
 
@@ -251,6 +252,7 @@ cdef class MessageReader:
         self.partial = Buffer()
         self.head_copy = Buffer()
         self.body_pieces = []
+        self.last_nominable = FIELD_EXPECT
         self.new_parser()
 
     # Called by httptools.
@@ -592,7 +594,7 @@ cdef class MessageReader:
         cdef Py_ssize_t i
         for i in range(self.fields.count):
             field = &self.fields.items[i]
-            if field.kind <= FIELD_EXPECT and equals(field.name, name.ptr, name.size):
+            if field.kind <= self.last_nominable and equals(field.name, name.ptr, name.size):
                 field.kind = FIELD_NOMINATED
         return 0
 
@@ -678,6 +680,9 @@ cdef class MessageReader:
                 if c != c'\n':
                     raise MessageError(400, "a chunk's line does not end in CRLF")
                 self.chunk_state = CHUNK_DATA if self.chunk_left else TRAILER_START
+                if self.chunk_left:
+                    # What is reasonable beside this much content; the limit is for what is more, over the whole body.
+                    self.extension_bytes -= min(self.extension_bytes, FREE_EXTENSION + 2 * self.chunk_left)
             elif self.chunk_state == DATA_CR or self.chunk_state == DATA_LF:
                 if c != (c'\r' if self.chunk_state == DATA_CR else c'\n'):
                     raise MessageError(400, "a chunk is longer than its size")
@@ -803,6 +808,11 @@ cdef class RequestReader(MessageReader):
 cdef class ResponseReader(MessageReader):
     """Reads responses; `answers_head` says beforehand that the next one answers a HEAD request."""
 
+    def __init__(self):
+        MessageReader.__init__(self)
+        # A client has no say in what tells its way; a service has in what it says itself (RFC 9110 §7.6.1).
+        self.last_nominable = FIELD_X_FORWARDED
+
     cdef int new_parser(self) except -1:
         self.parser = HttpResponseParser(self)
         return 0
@@ -867,6 +877,9 @@ cdef int64_t content_length(Slice value) except -1:
     """1*DIGIT (RFC 9110 §8.6), below 2**63."""
     cdef int64_t length = 0
     cdef Py_ssize_t i
+    while value.size > 18 and value.ptr[0] == c'0':
+        value.ptr += 1
+        value.size -= 1
     if value.size == 0 or value.size > 18:
         raise MessageError(400, "a Content-Length that is no number of bytes")
     for i in range(value.size):

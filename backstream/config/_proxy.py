@@ -260,7 +260,8 @@ class ProxySettings:
         default=16 * KiB,
         metadata=option("size", LIMITS, "Largest sum of chunk extensions in a body; beyond it 400.", least=0),
     )
-    """Bytes. Nobody uses them, and they cost as much to read as a body (CVE-2023-39326)."""
+    """Bytes, beside 16 of each chunk and two for each byte in it. Nobody uses them, and they cost as much to read as a
+    body (CVE-2023-39326)."""
 
     max_body_size: int = field(
         default=0,

@@ -144,8 +144,8 @@ async def test_chunk_extensions_of_16_kib_are_ignored_and_one_byte_more_is_400(s
 
     async with tunnel(app) as pair:
         start = request(method="POST", lines=["Transfer-Encoding: chunked"])
-        for first, second, status in ((16382, 0, 200), (8000, 8381, 200), (16383, 1, 400), (8000, 8383, 400)):
-            # The CR that ends a line counts, the semicolon does not.
+        for first, second, status in ((16383, 0, 200), (8000, 8400, 200), (16384, 0, 400), (8000, 8401, 400)):
+            # The CR that ends a line counts, the semicolon does not; of the first one 18 bytes are free.
             body = b"".join(b"1;%b\r\nx\r\n" % (b"a" * size) for size in (first, second) if size) + b"0\r\n\r\n"
             assert (await ask(pair, start + body, segment)).status == status
 
@@ -227,6 +227,29 @@ async def test_an_answers_trailers_and_extensions_are_limited_to_16_kib() -> Non
                 assert got.status == 502 or not got.complete, target
             else:
                 assert (got.status, got.body, got.complete) == (200, b"ok", True), target
+
+
+PADDED = {
+    "extensions": b"400;n=12345678\r\n" + b"e" * 1024 + b"\r\n",
+    "zeros": b"0000000000000400\r\n" + b"z" * 1024 + b"\r\n",
+    "small chunks": b"00000008;sum=0123456789\r\n12345678\r\n",
+}
+
+
+@pytest.mark.parametrize("chunk", PADDED.values(), ids=list(PADDED))
+async def test_what_each_chunk_may_have_beside_its_content_has_no_sum(chunk: bytes) -> None:
+    """RFC 9112 §7.1.1: extensions are ignored; what limits them is in keeping with what they come with."""
+    count = 5000
+    content = chunk.split(b"\r\n")[1] * count
+
+    async def serve(wire: Wire, number: int) -> None:
+        assert (await wire.request()).body == content
+        await wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * count + b"0\r\n\r\n")
+
+    async with Upstream(serve) as upstream, tunnel(upstream=upstream.url) as pair, await pair.open() as wire:
+        await wire.send(request(method="POST", lines=["Transfer-Encoding: chunked"]) + chunk * count + b"0\r\n\r\n")
+        got = await wire.answer()
+        assert (got.status, got.body, got.complete) == (200, content, True)
 
 
 # --- the clocks ---
