@@ -500,7 +500,9 @@ def test_the_end_of_its_terminal_drains_a_command_but_for_nohup(ignore: str, tmp
         text=True,
         timeout=40,
     )
-    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
+    assert done.returncode == 0, done.stderr
+    # 120: it ended by itself, and Python could not write its last log lines to the terminal that is gone.
+    assert done.stdout.strip() in ("0", "120"), done.stderr
 
 
 # --- variables ----------------------------------------------------------------------------------------------
