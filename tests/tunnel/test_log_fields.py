@@ -97,7 +97,8 @@ async def test_an_application_that_fails_behind_its_sessions_end_is_logged_with_
 
     caplog.set_level(logging.DEBUG, "backstream.agent")
     async with tunnel(app, check=False) as pair, await pair.open() as wire:
-        await wire.send(request(lines=["X-Request-ID: abc-123"]))
+        # A POST, which is not tried again on the next session.
+        await wire.send(request(method="POST", lines=["X-Request-ID: abc-123"], body=b""))
         await asyncio.wait_for(entered.wait(), LIMIT)
         (link,) = pair.agents[0].sessions
         next(iter(pair.proxy.agents)).abort("for the test")
