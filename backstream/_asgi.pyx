@@ -399,7 +399,8 @@ cdef class AsgiRequest(StreamHandler):
             else:
                 self._failed("the application failed", exc_info=True)
         else:
-            if not self.completed and not self.disconnected:
+            # One whose response was complete with its head has heard http.disconnect: that it goes is no error.
+            if not self.completed and not self.disconnected and not self.ended_at_head:
                 self._returned()
         finally:
             if not self.completed and not self.disconnected:
